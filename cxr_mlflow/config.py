@@ -1,0 +1,251 @@
+"""Every knob of a run, in one place. Standard library only: `cxr --help` stays instant.
+
+The fields below are the single source of names, defaults and help texts. `cxr_mlflow.cli` makes its
+options from them, `tools/write_mlproject.py` writes `MLproject` from them, and a test holds the
+three together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from cxr_mlflow.errors import InputError
+
+ModelName = Literal["cnn", "resnet18"]
+StrategyName = Literal["none", "weighted", "oversample"]
+MaskMode = Literal["lungs", "none", "crop", "lungs-crop"]
+AugmentLevel = Literal["none", "mild", "strong"]
+OnBadFile = Literal["fail", "skip"]
+Subset = Literal["all", "test"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+AUTO = "auto"
+NONE = "none"
+
+
+def option(default: Any, help: str) -> Any:
+    """Declare a field together with its help text, which every front end shows as it is."""
+    return field(default=default, metadata={"help": help})
+
+
+class _Checked:
+    """Refuse a value that is not one of the choices of a Literal field."""
+
+    def _check_choices(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if (choices := get_args(hint)) and value not in choices:
+                raise InputError(f"--{flag(name)}={value!r} is not one of {', '.join(choices)}")
+
+    def _require(self, condition: bool, name: str, rule: str) -> None:
+        if not condition:
+            raise InputError(f"--{flag(name)}={getattr(self, name)} {rule}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig(_Checked):
+    """Which images, how they are prepared, and who is tested on what."""
+
+    data_dir: str = option(
+        AUTO,
+        "Folder (or the Kaggle zip) in the layout CLASS/images, CLASS/masks. 'auto': $CXR_DATA_DIR, "
+        "else data/ here, else the synthetic demo data, said loudly. 'demo': the demo data.",
+    )
+    mask_mode: MaskMode = option(
+        "lungs",
+        "What the network sees: the lungs alone, the whole image, the box around the lungs, or "
+        "the lungs alone enlarged to their box.",
+    )
+    image_size: int = option(224, "Side of the square network input, in pixels.")
+    on_bad_file: OnBadFile = option(
+        "fail", "At a damaged file: stop, or go on without it and list every file left out."
+    )
+    split_seed: int = option(0, "Seeds the train/val/test split, and nothing else.")
+    val_fraction: float = option(0.1, "Share of the images for validation.")
+    test_fraction: float = option(0.2, "Share of the images for the test.")
+    split_file: str = option(
+        NONE, "A split.csv of an earlier run, to train and test on exactly its images."
+    )
+    cache_dir: str = option(
+        AUTO, "Where decoded images are kept. 'auto': $CXR_CACHE_DIR, else ~/.cache/cxr_mlflow."
+    )
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._require(32 <= self.image_size <= 1024, "image_size", "must lie in 32..1024")
+        for name in ("val_fraction", "test_fraction"):
+            self._require(0 < getattr(self, name) < 1, name, "must lie between 0 and 1")
+        self._require(
+            self.val_fraction + self.test_fraction < 0.9,
+            "test_fraction",
+            f"and --val-fraction={self.val_fraction} leave too little to train on",
+        )
+        self._require(0 <= self.split_seed < 2**31, "split_seed", "must lie in 0..2147483647")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig(_Checked):
+    """The network and its first weights."""
+
+    model: ModelName = option("resnet18", "Network: a small CNN from scratch, or ResNet18.")
+    weights: str = option(
+        AUTO,
+        "First weights: 'imagenet' (torchvision's, downloaded once), 'none' (random), a .pth or "
+        ".safetensors file, or 'auto': imagenet, else random, said loudly.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(_Checked):
+    """How the weights are fitted."""
+
+    strategy: StrategyName = option("oversample", "Remedy for class imbalance.")
+    epochs: int = option(10, "Most passes over the training images.")
+    batch_size: int = option(64, "Images per step.")
+    lr: float = option(0.001, "Peak AdamW learning rate.")
+    weight_decay: float = option(0.05, "AdamW weight decay, on matrices and kernels only.")
+    warmup: float = option(0.2, "Share of all steps in which the learning rate rises.")
+    label_smoothing: float = option(0.0, "Label smoothing of the training loss.")
+    ema_decay: float = option(
+        0.995, "Decay per step of the averaged weights that are evaluated and kept; 0: none."
+    )
+    clip_norm: float = option(5.0, "Largest norm of a gradient; 0: no clipping.")
+    patience: int = option(5, "Stop after so many epochs without a better validation macro F1.")
+    augment: AugmentLevel = option("mild", "Strength of the albumentations pipeline.")
+    seed: int = option(0, "Seeds weights, order, sampling and augmentation; never the split.")
+    workers: int = option(-1, "Loader processes; -1: none on a CPU, up to 12 beside a GPU.")
+    device: DeviceName = option("auto", "Where to train; 'auto' takes CUDA if it is there.")
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        for name in ("epochs", "batch_size", "patience"):
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        self._require(self.lr > 0, "lr", "must be positive")  # this way round, nan is refused too
+        self._require(self.weight_decay >= 0, "weight_decay", "must not be negative")
+        self._require(self.clip_norm >= 0, "clip_norm", "must not be negative")
+        for name in ("warmup", "label_smoothing", "ema_decay"):
+            self._require(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
+        self._require(self.workers >= -1, "workers", "must be -1 or more")
+        self._require(0 <= self.seed < 2**31, "seed", "must lie in 0..2147483647")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig(_Checked):
+    """Where the run is told and the model registered."""
+
+    experiment: str = option("chest-xray", "MLflow experiment of the run.")
+    run_name: str = option(AUTO, "Name of the run; 'auto': model, strategy, size, seed, data.")
+    register: bool = option(True, "Register the model after it has loaded in a clean process.")
+    registered_model: str = option(
+        AUTO, "Name in the registry; 'auto': cxr-classifier, or cxr-classifier-demo for demo data."
+    )
+    bootstrap_samples: int = option(2000, "Resamples behind each 95 % interval.")
+
+    def __post_init__(self) -> None:
+        self._require(self.bootstrap_samples >= 100, "bootstrap_samples", "must be at least 100")
+        for name in ("experiment", "run_name", "registered_model"):
+            self._require(bool(getattr(self, name).strip()), name, "must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig(_Checked):
+    """Which finished model is scored, and on which images of a folder."""
+
+    model_uri: str = option(
+        "models:/cxr-classifier@champion",
+        "The model: an MLflow URI (models:/NAME@ALIAS, models:/NAME/VERSION) or a model folder.",
+    )
+    subset: Subset = option(
+        "all", "Every image of the folder, or the test images that --split-file names."
+    )
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._require(bool(self.model_uri.strip()), "model_uri", "must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictConfig(_Checked):
+    """Which images a finished model labels."""
+
+    model_uri: str = option(
+        "models:/cxr-classifier@champion",
+        "The model: an MLflow URI (models:/NAME@ALIAS, models:/NAME/VERSION) or a model folder.",
+    )
+    input: str = option("data", "An image, a flat folder of images, or a folder CLASS/images.")
+    masks: str = option(
+        NONE, "Folder of lung masks named as the images are; a CLASS/images folder has its own."
+    )
+    output: str = option("predictions.csv", "CSV file to write, one row per image.")
+
+    def __post_init__(self) -> None:
+        for name in ("model_uri", "input", "masks", "output"):
+            self._require(bool(getattr(self, name).strip()), name, "must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One run, complete: equal configs on equal data are the same experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> RunConfig:
+        """Build from flat option values, as click hands them over.
+
+        Raises
+        ------
+        InputError
+            If a value is out of range or an option does not exist; the flag is named.
+        """
+        known = {f.name for _, f in all_options()}
+        if unknown := sorted(set(options) - known):
+            raise InputError(f"unknown option --{flag(unknown[0])}; see cxr train --help")
+        parts = {
+            section: part(**{f.name: options[f.name] for f in fields(part) if f.name in options})
+            for section, part in SECTIONS.items()
+        }
+        return cls(**parts)
+
+    def to_params(self) -> dict[str, str]:
+        """Flat name -> text, as MLflow params and MLproject spell them (true, 0.001)."""
+        params: dict[str, str] = {}
+        for section in asdict(self).values():
+            for name, value in section.items():
+                if name in params:
+                    raise ValueError(f"two config fields are called {name!r}; rename one")
+                params[name] = value if isinstance(value, str) else json.dumps(value)
+        return params
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "tracking": TrackingConfig,
+}
+
+
+def flag(name: str) -> str:
+    """Field name as the command line spells it: `image_size` -> `image-size`."""
+    return name.replace("_", "-")
+
+
+def all_options() -> Iterator[tuple[type[Any], Field[Any]]]:
+    """Yield (section class, field) of every option, in the order help shows them."""
+    for part in SECTIONS.values():
+        for declared in fields(part):
+            yield part, declared
+
+
+def option_type(part: type[Any], name: str) -> tuple[type, tuple[str, ...]]:
+    """Return the plain type of an option and its choices, empty where any value goes."""
+    hint = get_type_hints(part)[name]
+    choices = get_args(hint)
+    return (str, choices) if choices else (hint, ())

@@ -1,0 +1,179 @@
+"""From the bytes of a file to the pixels the network sees: one code for training and serving.
+
+NumPy and Pillow only. The served model imports this module, so what it computes is what the network
+was trained on, and neither torch nor OpenCV is needed for it.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from cxr_mlflow.errors import InputError
+
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 64_000_000
+"""Largest image that is decoded, in pixels (8,000 x 8,000); a detector has about 10 million."""
+MASK_THRESHOLD = 127
+"""A mask pixel above it is lung. JPEG-like noise in masks stays below or above."""
+CROP_MARGIN = 0.04
+"""Border around the lungs' box, as a share of the image's side."""
+_GREY_MODES = ("L", "1", "P", "RGB", "RGBA", "LA")
+
+
+def decode_grey(source: bytes | Path, *, name: str | None = None) -> Pixels:
+    """Decode a PNG or JPEG to 8-bit grey.
+
+    Parameters
+    ----------
+    source : bytes or Path
+        The file's content, or where it is.
+    name : str, optional
+        What messages call it; the path by default.
+
+    Returns
+    -------
+    uint8 array of shape (H, W)
+        Luma (ITU-R 601) where the file has colours. Transparency is dropped.
+
+    Raises
+    ------
+    InputError
+        If the file is not an image, truncated, larger than `MAX_PIXELS`, or not 8-bit (16-bit,
+        floating point, CMYK): the message names it and the reason. Nothing is substituted.
+    """
+    label = name or (str(source) if isinstance(source, Path) else "the image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow warns of a bomb between its two limits
+            handle = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            with handle as image:
+                if image.format not in ("PNG", "JPEG"):
+                    raise InputError(f"{label}: a {image.format} file; PNG or JPEG is wanted")
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise InputError(f"{label}: {width}x{height} pixels is over {MAX_PIXELS:,}")
+                if image.mode not in _GREY_MODES:
+                    raise InputError(
+                        f"{label}: pixel format {image.mode} is not 8-bit grey or RGB; convert it"
+                    )
+                return np.asarray(image.convert("L"))
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{label}: the file is not there") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{label}: more pixels than an X-ray has; refused") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{label}: not an image (PNG or JPEG is wanted)") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Warning) as error:
+        raise InputError(f"{label}: damaged or truncated ({error})") from error
+
+
+def decode_mask(source: bytes | Path, *, name: str | None = None) -> Pixels:
+    """Decode a lung mask to 0 and 1; three-channel masks, as Kaggle has them, are fine.
+
+    Returns
+    -------
+    uint8 array of shape (H, W)
+        1 where the file is brighter than `MASK_THRESHOLD`.
+    """
+    return (decode_grey(source, name=name) > MASK_THRESHOLD).astype(np.uint8)
+
+
+def resize(pixels: Pixels, size: int, *, nearest: bool = False) -> Pixels:
+    """Resample to (size, size): antialiased bilinear for images, nearest for masks."""
+    if pixels.shape == (size, size):
+        return pixels
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(pixels).resize((size, size), how))
+
+
+def lung_box(mask: Pixels) -> tuple[int, int, int, int]:
+    """Box of the lungs with a margin: (top, bottom, left, right), bottom and right excluded.
+
+    Raises
+    ------
+    InputError
+        If the mask is empty.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        raise InputError("the lung mask is empty, there is nothing to crop to")
+    height, width = mask.shape
+    dy, dx = round(CROP_MARGIN * height), round(CROP_MARGIN * width)
+    return (
+        max(int(rows[0]) - dy, 0),
+        min(int(rows[-1]) + 1 + dy, height),
+        max(int(columns[0]) - dx, 0),
+        min(int(columns[-1]) + 1 + dx, width),
+    )
+
+
+def crops(mask_mode: str) -> bool:
+    """Whether a mask mode cuts the image to the lungs' box before it is resized."""
+    return mask_mode in ("crop", "lungs-crop")
+
+
+def needs_mask(mask_mode: str) -> bool:
+    """Whether a mask mode cannot do without a lung mask."""
+    return mask_mode != "none"
+
+
+def fit_to_size(
+    image: Pixels, mask: Pixels | None, size: int, mask_mode: str
+) -> tuple[Pixels, Pixels]:
+    """Crop if the mode crops, and resize image and mask to the network's input.
+
+    Parameters
+    ----------
+    image : uint8 array of shape (H, W)
+    mask : uint8 array of shape (h, w) with values 0 and 1, or None
+        Its shape may differ from the image's (Kaggle: 256 against 299); both show the same field.
+    size : int
+        Side of the result, pixels.
+    mask_mode : str
+        One of `cxr_mlflow.config.MaskMode`.
+
+    Returns
+    -------
+    image, mask : uint8 arrays of shape (size, size)
+        The mask has 0 and 1; it is all 1 where none was given.
+    """
+    if mask is None:
+        if needs_mask(mask_mode):
+            raise InputError(f"mask mode {mask_mode!r} needs a lung mask, and none was given")
+        return resize(image, size), np.ones((size, size), np.uint8)
+    if crops(mask_mode):
+        box = np.array(lung_box(mask), np.float64)
+        scale = np.repeat(np.divide(image.shape, mask.shape), 2)  # height twice, width twice
+        top, bottom, left, right = np.rint(box * scale).astype(int)
+        image = np.ascontiguousarray(image[top:bottom, left:right])
+        top, bottom, left, right = box.astype(int)
+        mask = np.ascontiguousarray(mask[top:bottom, left:right])
+    return resize(image, size), resize(mask, size, nearest=True)
+
+
+def apply_mask(image: Pixels, mask: Pixels, mask_mode: str) -> Pixels:
+    """Blacken what the mode hides: all outside the lungs for the `lungs` modes."""
+    return image * mask if mask_mode.startswith("lungs") else image
+
+
+def network_input(images: Pixels) -> NDArray[np.float32]:
+    """Scale 8-bit pixels to [0, 1], the range every network here takes.
+
+    Parameters
+    ----------
+    images : uint8 array of any shape
+
+    Returns
+    -------
+    float32 array of the same shape
+    """
+    return images.astype(np.float32) / np.float32(255.0)

@@ -1,0 +1,51 @@
+"""What a run was made with: versions, commit, machine. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "mlflow",
+    "albumentations",
+    "scikit-learn",
+    "numpy",
+    "pandas",
+    "onnxruntime",
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, of us, and of the packages a result may depend on."""
+    versions = {f"version/{name}": metadata.version(name) for name in PACKAGES}
+    return {"version/python": platform.python_version(), **versions}
+
+
+def git_commit(folder: Path) -> str:
+    """Commit of a checkout, with `-dirty` where tracked files differ; 'unknown' outside of git."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return "unknown"
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *args: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=20
+    )
+    return done.stdout.strip()
+
+
+def default_cache_dir() -> Path:
+    """`$CXR_CACHE_DIR`, else cxr_mlflow in the user's cache folder."""
+    if told := os.environ.get("CXR_CACHE_DIR"):
+        return Path(told).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "cxr_mlflow"

@@ -1,0 +1,1 @@
+"""Numbers, figures and words about a finished model. Knows neither MLflow nor torch."""

@@ -1,0 +1,272 @@
+"""The networks: grey images float32 (B, 1, S, S) in [0, 1] to logits (B, C).
+
+To add one: a builder and a line in `MODELS` here, a name in `config.ModelName`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torchvision.models import ResNet, ResNet18_Weights, resnet18
+
+from cxr_mlflow.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+FETCH_SECONDS = 60.0
+"""Longest wait for the ImageNet weights (45 MB) before `--weights imagenet` gives up."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network and the true story of its first weights."""
+
+    network: nn.Module
+    weights: str
+    """What the weights are, in words, for tags and notes."""
+    notes: tuple[str, ...] = ()
+    """What a user must know about them: shown beside every score."""
+
+
+class GreyConv(nn.Conv2d):
+    """First convolution for one grey channel, equal to an RGB one fed the grey image three times.
+
+    The ImageNet normalisation x -> (x - mean) / std is folded in: the kernels over std are summed
+    over RGB, and what the means take away is a second, constant term. That term is a convolution of
+    an all-ones image, because zero padding is applied after the normalisation and so is a different
+    grey at the border than inside; it does not depend on the batch and costs one image.
+
+    Parameters
+    ----------
+    rgb : nn.Conv2d
+        Three-channel convolution without bias, trained on ImageNet-normalised images.
+    """
+
+    def __init__(self, rgb: nn.Conv2d) -> None:
+        super().__init__(
+            1,
+            rgb.out_channels,
+            rgb.kernel_size,  # type: ignore[arg-type]
+            stride=rgb.stride,  # type: ignore[arg-type]
+            padding=rgb.padding,  # type: ignore[arg-type]
+            bias=False,
+        )
+        per_std = rgb.weight.detach() / torch.tensor(IMAGENET_STD)[:, None, None]
+        per_mean = per_std * torch.tensor(IMAGENET_MEAN)[:, None, None]
+        self.weight = nn.Parameter(per_std.sum(1, keepdim=True))
+        self.register_buffer("shift", per_mean.sum(1, keepdim=True))  # (out, 1, k, k)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Convolve float (B, 1, H, W) in [0, 1]."""
+        ones = torch.ones_like(images[:1])
+        constant = F.conv2d(ones, self.shift, stride=self.stride, padding=self.padding)
+        return super().forward(images) - constant
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm around a shortcut (He et al., CVPR 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+def build_cnn(num_classes: int) -> nn.Module:
+    """Build a small residual CNN (about 0.7 million weights), for training from scratch."""
+    return nn.Sequential(
+        nn.Conv2d(1, 24, 5, 2, 2, bias=False),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        ResidualBlock(24, 32, 2),
+        ResidualBlock(32, 64, 2),
+        ResidualBlock(64, 96, 2),
+        ResidualBlock(96, 160, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(160, num_classes),
+    )
+
+
+def build_resnet18(num_classes: int) -> ResNet:
+    """ResNet18 of torchvision with a grey first convolution, random weights."""
+    network = resnet18(weights=None)
+    network.conv1 = GreyConv(network.conv1)
+    network.fc = nn.Linear(network.fc.in_features, num_classes)
+    return network
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {"cnn": build_cnn, "resnet18": build_resnet18}
+
+
+def load_model(name: str, num_classes: int, *, weights: str, seed: int) -> LoadedModel:
+    """Build a network and give it its first weights.
+
+    Parameters
+    ----------
+    name : str
+        A key of `MODELS`.
+    num_classes : int
+        C, the width of the last layer, which always starts random.
+    weights : str
+        'auto', 'imagenet', 'none', or the path of a .pth or .safetensors state dict.
+    seed : int
+        Seeds the random weights.
+
+    Raises
+    ------
+    InputError
+        If the weights are asked for and cannot be had, or do not fit.
+    """
+    if name not in MODELS:
+        raise InputError(f"--model={name!r} is not one of {', '.join(MODELS)}")
+    torch.manual_seed(seed)
+    network = MODELS[name](num_classes)
+    if weights == "none" or (name == "cnn" and weights == "auto"):
+        return LoadedModel(network, "random")
+    if weights in ("auto", "imagenet"):
+        if name != "resnet18":
+            raise InputError(f"--weights=imagenet: there are none for --model={name}; use 'none'")
+        try:
+            state = fetch_imagenet()
+        except InputError:
+            if weights == "imagenet":
+                raise
+            told = "random (ImageNet unreachable)"
+            return LoadedModel(
+                network,
+                told,
+                (
+                    "The ImageNet weights could not be fetched: training began from random weights "
+                    "and scores lower than ResNet18 can. --weights imagenet insists on them.",
+                ),
+            )
+        return LoadedModel(*_fit(network, state, "torchvision ImageNet", "ImageNet"))
+    path = Path(weights).expanduser()
+    return LoadedModel(*_fit(network, read_state(path), str(path), _describe(path)))
+
+
+def _describe(path: Path) -> str:
+    """Name a weights file in tags; one that says it is a stand-in is called partial."""
+    return f"partial ImageNet ({path.name})" if "standin" in path.stem else f"file {path.name}"
+
+
+def fetch_imagenet() -> dict[str, Tensor]:
+    """ResNet18's ImageNet weights from torchvision's cache, or downloaded into it.
+
+    Raises
+    ------
+    InputError
+        If they are not there within `FETCH_SECONDS`.
+    """
+    result: list[dict[str, Tensor]] = []
+    failure: list[BaseException] = []
+
+    def fetch() -> None:
+        try:
+            enum = ResNet18_Weights.IMAGENET1K_V1
+            result.append(enum.get_state_dict(progress=False, check_hash=True))
+        except BaseException as error:  # handed to the caller's thread below
+            failure.append(error)
+
+    thread = threading.Thread(target=fetch, name="fetch-imagenet", daemon=True)
+    thread.start()
+    thread.join(FETCH_SECONDS)
+    if not result:
+        reason = f"{failure[0]}" if failure else f"no answer in {FETCH_SECONDS:.0f} s"
+        raise InputError(
+            f"--weights=imagenet: the download of ResNet18_Weights.IMAGENET1K_V1 failed ({reason}). "
+            "Go online once, put the file into torch's hub cache, or pass --weights FILE"
+        )
+    return result[0]
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without running anything that is in the file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, of another kind, damaged, or more than plain tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"--weights={path}: no such file; also allowed: auto, imagenet, none")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        if path.suffix in (".pth", ".pt"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise InputError(f"--weights={path}: a .pth or .safetensors file is wanted")
+    except InputError:
+        raise
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"--weights={path}: damaged file ({_first_line(error)})") from error
+    except Exception as error:  # pickle's own errors share no base class
+        raise InputError(
+            f"--weights={path}: holds more than tensors, or is no state dict ({_first_line(error)})"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"--weights={path}: not a state dict (names to tensors)")
+    return state
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _fit(
+    network: nn.Module, state: dict[str, Tensor], where: str, told: str
+) -> tuple[nn.Module, str, tuple[str, ...]]:
+    """Put a state dict into the network; return it with what did not match, in words."""
+    state = dict(state)
+    if isinstance(network, ResNet) and (rgb := state.get("conv1.weight")) is not None:
+        if rgb.ndim == 4 and rgb.shape[1] == 3:
+            conv = nn.Conv2d(3, rgb.shape[0], rgb.shape[2], stride=2, padding=3, bias=False)
+            conv.weight = nn.Parameter(rgb.float())
+            state |= {f"conv1.{k}": v for k, v in GreyConv(conv).state_dict().items()}
+    wanted = network.state_dict()
+    head = [name for name in wanted if name.startswith(_head_of(network))]
+    usable = {
+        name: value
+        for name, value in state.items()
+        if name in wanted and value.shape == wanted[name].shape
+    }
+    missing = [name for name in wanted if name not in usable and name not in head]
+    extra = [name for name in state if name not in wanted]
+    trunk = [name for name in usable if name not in head and not name.endswith("tracked")]
+    if len(trunk) < len(missing):
+        raise InputError(
+            f"{where}: {len(trunk)} tensors fit the network and {len(missing)} do not "
+            f"(first: {missing[0]}); these are weights of another model"
+        )
+    network.load_state_dict(wanted | usable)
+    notes = []
+    if missing:
+        notes.append(f"Weights not in {where}, so random: {', '.join(missing)}.")
+    if extra:
+        notes.append(f"Weights in {where} without a place in the network: {', '.join(extra)}.")
+    return network, told, tuple(notes)
+
+
+def _head_of(network: nn.Module) -> str:
+    """Name of the last layer, which is not taken over between data sets."""
+    return [name for name, m in network.named_modules() if isinstance(m, nn.Linear)][-1]

@@ -1,0 +1,1 @@
+"""From image bytes to probabilities, without torch."""

@@ -1,0 +1,188 @@
+"""The one door to MLflow tracking: opening or joining a run, and the verbs that log to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import filelock
+import mlflow
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from mlflow.entities import RunStatus
+from numpy.typing import NDArray
+
+from cxr_mlflow.errors import InputError
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+METRICS_PER_CALL = 1000  # MLflow's own limit of a batch
+PARAMS_PER_CALL = 100
+
+
+def use_tracking_uri() -> str:
+    """Point MLflow at `MLFLOW_TRACKING_URI`, or at mlflow.db in this folder; return which.
+
+    MLflow's own default depends on left-over folders, so it is never relied upon.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    mlflow.set_tracking_uri(uri)
+    with _first_start_lock(uri):
+        try:
+            mlflow.MlflowClient().search_experiments(max_results=1)
+        except mlflow.exceptions.MlflowException as error:
+            raise InputError(
+                f"MLFLOW_TRACKING_URI={uri}: the tracking store does not answer ({error.message})"
+            ) from error
+    return uri
+
+
+@contextmanager
+def _first_start_lock(uri: str) -> Iterator[None]:
+    """Let one process at a time create an sqlite store: two at once crash one of them."""
+    if not uri.startswith("sqlite"):
+        yield
+        return
+    name = hashlib.sha256(f"{Path.cwd()}|{uri}".encode()).hexdigest()[:16]
+    with filelock.FileLock(Path(tempfile.gettempdir()) / f"cxr-mlflow-{name}.lock"):
+        yield
+
+
+class Tracker:
+    """Logs to the run that is open; made by `open_run`."""
+
+    def __init__(self, run_id: str, experiment_id: str) -> None:
+        self.run_id, self.experiment_id = run_id, experiment_id
+        self.client = mlflow.MlflowClient()
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Log what is not on the run yet.
+
+        `mlflow run` has already logged the MLproject parameters, as the text it was given
+        ("1e-3"), and MLflow refuses to log another text ("0.001") for the same name.
+
+        Raises
+        ------
+        InputError
+            If a value on the run and the value in `params` mean different things.
+        """
+        logged = self.client.get_run(self.run_id).data.params
+        for name in sorted(params.keys() & logged.keys()):
+            if _meaning(params[name]) != _meaning(logged[name]):
+                raise InputError(
+                    f"the run says {name}={logged[name]}, the command line {params[name]}"
+                )
+        new = [(name, value) for name, value in params.items() if name not in logged]
+        for start in range(0, len(new), PARAMS_PER_CALL):
+            mlflow.log_params(dict(new[start : start + PARAMS_PER_CALL]))
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None) -> None:
+        """Log numbers under "split/name" keys; what was not measured (nan) is left out."""
+        measured = [(name, float(v)) for name, v in metrics.items() if np.isfinite(v)]
+        for start in range(0, len(measured), METRICS_PER_CALL):
+            mlflow.log_metrics(dict(measured[start : start + METRICS_PER_CALL]), step=step)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; old values are replaced."""
+        mlflow.set_tags(dict(tags))
+
+    def log_text(self, text: str, path: str) -> None:
+        """Log a text file."""
+        mlflow.log_text(text, path)
+
+    def log_json(self, value: object, path: str) -> None:
+        """Log a JSON file; nan is not JSON and must be null already."""
+        mlflow.log_text(json.dumps(value, indent=2, allow_nan=False) + "\n", path)
+
+    def log_csv(self, table: pd.DataFrame, path: str) -> None:
+        """Log a table as CSV, which the UI shows as a table."""
+        mlflow.log_text(table.to_csv(index=False), path)
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        """Log a figure as a PNG among the run's artifacts."""
+        mlflow.log_figure(figure, path, save_kwargs={"dpi": 110})
+
+    def log_comparable(self, figure: Figure, key: str, *, step: int = 0) -> None:
+        """Log a figure under a key, so that the UI shows it beside other runs' figures."""
+        figure.set_dpi(110)
+        figure.canvas.draw()
+        pixels: NDArray[np.uint8] = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+        mlflow.log_image(np.ascontiguousarray(pixels), key=key, step=step)
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Log a file as it is."""
+        mlflow.log_artifact(str(path), folder)
+
+    def log_dataset(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
+        """Log a table of images as an MLflow dataset input of the run."""
+        source = mlflow.data.code_dataset_source.CodeDatasetSource({"name": name})
+        dataset = mlflow.data.from_pandas(
+            table, source=source, name=name, digest=digest[:36], targets="class_name"
+        )
+        mlflow.log_input(dataset, context=context)
+
+
+def _meaning(text: str) -> object:
+    text = text.strip("'")  # `mlflow run` logs "two words" with its shell quotes
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
+
+
+@contextmanager
+def open_run(experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Tracker]:
+    """Open a run, or join the one that `mlflow run` opened.
+
+    It ends as FINISHED, as FAILED with the tag `failure` if an error leaves the block, or as
+    KILLED at Ctrl-C and SIGTERM.
+    """
+    use_tracking_uri()
+    joined = os.environ.get("MLFLOW_RUN_ID")
+    if not joined:  # joining: the experiment is already decided
+        mlflow.set_experiment(experiment)
+    with _sigterm_raises():
+        run = mlflow.start_run(
+            run_id=joined, run_name=None if joined else name, log_system_metrics=True
+        )
+        status = RunStatus.FAILED
+        try:
+            mlflow.set_tags({**tags, **({"mlflow.runName": name} if joined else {})})
+            yield Tracker(run.info.run_id, run.info.experiment_id)
+            status = RunStatus.FINISHED
+        except (KeyboardInterrupt, Terminated) as error:
+            status = RunStatus.KILLED
+            mlflow.set_tag("failure", type(error).__name__)
+            raise
+        except BaseException as error:
+            mlflow.set_tag("failure", f"{type(error).__name__}: {error}"[:500])
+            raise
+        finally:
+            mlflow.end_run(RunStatus.to_string(status))
+
+
+class Terminated(SystemExit):
+    """SIGTERM, as an exception: the run is closed as KILLED on the way out."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""Fitting weights. Knows tensors, not MLflow."""

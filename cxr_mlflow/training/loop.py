@@ -1,0 +1,190 @@
+"""The training loop. It knows tensors and callbacks; not MLflow, not files, not figures."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+Measure = Callable[[NDArray[np.float64], NDArray[np.int64]], dict[str, float]]
+"""Scores of logits (N, C) against labels (N,)."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch measured."""
+
+    epoch: int  # from 1
+    metrics: dict[str, float]  # "train/loss", "val/f1_macro", ...
+    draws: NDArray[np.int64]  # (C,), how often each class was drawn
+
+
+class Callback(Protocol):
+    """Looks on; may ask for an early stop."""
+
+    def on_batch_end(self, epoch: int, batch: int, num_batches: int, loss: Tensor) -> None:
+        """See a finished step; `loss` is a scalar on the device, reading it waits for it."""
+        ...
+
+    def on_epoch_end(self, evaluated: nn.Module, result: EpochResult) -> bool:
+        """See a finished epoch and the weights it was scored with; True asks to stop."""
+        ...
+
+
+@dataclass
+class Fit:
+    """Everything a step changes, beside the data."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    criterion: nn.Module
+    device: torch.device
+    clip_norm: float = 0.0
+    average: AveragedModel | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are scored and kept: the averaged ones where there are any."""
+        return self.network if self.average is None else self.average.module
+
+
+def fit(
+    state: Fit,
+    train_loader: DataLoader[Any],
+    val_loader: DataLoader[Any],
+    *,
+    epochs: int,
+    seed: int,
+    measure: Measure,
+    num_classes: int,
+    callbacks: Sequence[Callback] = (),
+) -> list[EpochResult]:
+    """Train for at most `epochs`; return what each epoch measured.
+
+    `state.criterion` may carry class weights. The validation loss never does: it is the plain
+    cross-entropy, so that it compares across strategies.
+
+    Raises
+    ------
+    FloatingPointError
+        If the training loss is no longer finite.
+    """
+    history: list[EpochResult] = []
+    for epoch in range(1, epochs + 1):
+        train_loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+        torch.manual_seed(seed + epoch)
+        lr, start = state.optimizer.param_groups[0]["lr"], time.perf_counter()
+        loss, draws = train_one_epoch(state, train_loader, epoch, num_classes, callbacks)
+        seconds = time.perf_counter() - start
+        logits, labels = predict(state.evaluated, val_loader, state.device)
+        metrics = {
+            "train/loss": loss,
+            "train/lr": lr,
+            "train/seconds": seconds,
+            "train/images_per_second": int(draws.sum()) / seconds,
+            **{f"val/{name}": value for name, value in measure(logits, labels).items()},
+        }
+        history.append(EpochResult(epoch, metrics, draws))
+        wants_stop = [c.on_epoch_end(state.evaluated, history[-1]) for c in callbacks]
+        if any(wants_stop):  # asked after every callback has seen the epoch
+            break
+    return history
+
+
+def train_one_epoch(
+    state: Fit,
+    loader: DataLoader[Any],
+    epoch: int,
+    num_classes: int,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[float, NDArray[np.int64]]:
+    """One pass over `loader`: mean loss per image, and how often each class was drawn."""
+    state.network.train()
+    total = torch.zeros((), device=state.device)
+    draws = torch.zeros(num_classes, dtype=torch.int64)
+    for batch, (images, labels) in enumerate(loader):  # uint8 (B, 1, S, S), int64 (B,)
+        draws += torch.bincount(labels, minlength=num_classes)
+        loss = train_step(state, images, labels)
+        total += loss * len(labels)  # stays on the device: no wait per batch
+        for callback in callbacks:
+            callback.on_batch_end(epoch, batch + 1, len(loader), loss)
+    mean = total.item() / int(draws.sum())
+    if not math.isfinite(mean):
+        raise FloatingPointError(f"training loss became {mean} in epoch {epoch}; lower --lr")
+    return mean, draws.numpy()
+
+
+def train_step(state: Fit, images: Tensor, labels: Tensor) -> Tensor:
+    """One optimizer step; returns the loss, a scalar on the device."""
+    images = to_input(images, state.device)
+    labels = labels.to(state.device, non_blocking=True)
+    with torch.autocast("cuda", torch.bfloat16, enabled=state.device.type == "cuda"):
+        loss = state.criterion(state.network(images), labels)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if state.clip_norm:
+        nn.utils.clip_grad_norm_(state.network.parameters(), state.clip_norm)
+    state.optimizer.step()
+    state.scheduler.step()
+    if state.average is not None:
+        state.average.update_parameters(state.network)
+    return loss.detach()
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module, loader: DataLoader[Any], device: torch.device
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Logits float64 (N, C) and labels int64 (N,), in the loader's order."""
+    network.eval()
+    logits, labels = [], []
+    for images, batch_labels in loader:
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            logits.append(network(to_input(images, device)).float().cpu())
+        labels.append(batch_labels)
+    return torch.cat(logits).double().numpy(), torch.cat(labels).numpy()
+
+
+def to_input(images: Tensor, device: torch.device) -> Tensor:
+    """8-bit pixels to float32 in [0, 1] on the device; as `preprocess.network_input` does."""
+    moved = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return moved.float() / 255.0
+
+
+def averaged(network: nn.Module, decay: float) -> AveragedModel | None:
+    """Exponential moving average of weights and buffers; None for decay 0.
+
+    The decay of step n is at most (1 + n) / (10 + n), so that short runs do not keep their first,
+    random weights.
+    """
+    if not decay:
+        return None
+
+    def update(averages: Any, current: Any, num_averaged: Tensor | int) -> None:
+        n = float(num_averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, current, num_averaged)
+
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+
+
+def build_optimizer(network: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels, not biases and norms."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr)
