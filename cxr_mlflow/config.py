@@ -34,6 +34,9 @@ def option(default: Any, help: str) -> Any:
 class _Checked:
     """Refuse a value that is not one of the choices of a Literal field."""
 
+    def __post_init__(self) -> None:
+        self._check_choices()
+
     def _check_choices(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)

@@ -24,6 +24,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 FETCH_SECONDS = 60.0
 """Longest wait for the ImageNet weights (45 MB) before `--weights imagenet` gives up."""
 
+UNREACHABLE = (
+    "The ImageNet weights could not be fetched: training began from random weights and scores "
+    "lower than ResNet18 can. --weights imagenet insists on them."
+)
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -32,8 +37,10 @@ class LoadedModel:
     network: nn.Module
     weights: str
     """What the weights are, in words, for tags and notes."""
-    notes: tuple[str, ...] = ()
-    """What a user must know about them: shown beside every score."""
+    warnings: tuple[str, ...] = ()
+    """What a reader of a score must know about them; shown beside every score."""
+    report: str = ""
+    """What of a file matched and what did not."""
 
 
 class GreyConv(nn.Conv2d):
@@ -150,23 +157,15 @@ def load_model(name: str, num_classes: int, *, weights: str, seed: int) -> Loade
         except InputError:
             if weights == "imagenet":
                 raise
-            told = "random (ImageNet unreachable)"
-            return LoadedModel(
-                network,
-                told,
-                (
-                    "The ImageNet weights could not be fetched: training began from random weights "
-                    "and scores lower than ResNet18 can. --weights imagenet insists on them.",
-                ),
-            )
-        return LoadedModel(*_fit(network, state, "torchvision ImageNet", "ImageNet"))
+            return LoadedModel(network, "random (ImageNet unreachable)", (UNREACHABLE,))
+        report, missing = _fit(network, state, "torchvision's ImageNet weights")
+        return LoadedModel(network, "ImageNet", missing, report)
     path = Path(weights).expanduser()
-    return LoadedModel(*_fit(network, read_state(path), str(path), _describe(path)))
-
-
-def _describe(path: Path) -> str:
-    """Name a weights file in tags; one that says it is a stand-in is called partial."""
-    return f"partial ImageNet ({path.name})" if "standin" in path.stem else f"file {path.name}"
+    report, missing = _fit(network, read_state(path), f"--weights={path}")
+    if "standin" in path.stem:  # the development stand-in, see the README on weights
+        partial = "partial ImageNet: the last block of the first weights was random"
+        return LoadedModel(network, f"partial ImageNet ({path.name})", (partial, *missing), report)
+    return LoadedModel(network, f"file {path.name}", missing, report)
 
 
 def fetch_imagenet() -> dict[str, Tensor]:
@@ -233,38 +232,30 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _fit(
-    network: nn.Module, state: dict[str, Tensor], where: str, told: str
-) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """Put a state dict into the network; return it with what did not match, in words."""
+def _fit(network: nn.Module, state: dict[str, Tensor], where: str) -> tuple[str, tuple[str, ...]]:
+    """Put a state dict into the network; tell what matched, and warn of what stays random."""
     state = dict(state)
-    if isinstance(network, ResNet) and (rgb := state.get("conv1.weight")) is not None:
-        if rgb.ndim == 4 and rgb.shape[1] == 3:
-            conv = nn.Conv2d(3, rgb.shape[0], rgb.shape[2], stride=2, padding=3, bias=False)
-            conv.weight = nn.Parameter(rgb.float())
-            state |= {f"conv1.{k}": v for k, v in GreyConv(conv).state_dict().items()}
+    rgb = state.get("conv1.weight")
+    if isinstance(network, ResNet) and rgb is not None and rgb.ndim == 4 and rgb.shape[1] == 3:
+        conv = nn.Conv2d(3, rgb.shape[0], rgb.shape[2], stride=2, padding=3, bias=False)
+        conv.weight = nn.Parameter(rgb.float())
+        state |= {f"conv1.{k}": v for k, v in GreyConv(conv).state_dict().items()}
     wanted = network.state_dict()
-    head = [name for name in wanted if name.startswith(_head_of(network))]
-    usable = {
-        name: value
-        for name, value in state.items()
-        if name in wanted and value.shape == wanted[name].shape
-    }
-    missing = [name for name in wanted if name not in usable and name not in head]
-    extra = [name for name in state if name not in wanted]
-    trunk = [name for name in usable if name not in head and not name.endswith("tracked")]
-    if len(trunk) < len(missing):
+    usable = {k: v for k, v in state.items() if k in wanted and v.shape == wanted[k].shape}
+    head = _head_of(network)
+    missing = [name for name in wanted if name not in usable]
+    trunk = [name for name in missing if not name.startswith(head)]
+    if len(usable) < len(wanted) / 2:
         raise InputError(
-            f"{where}: {len(trunk)} tensors fit the network and {len(missing)} do not "
-            f"(first: {missing[0]}); these are weights of another model"
+            f"{where}: {len(usable)} of the network's {len(wanted)} tensors are there "
+            f"(missing: {missing[0]}, ...); these are weights of another model"
         )
     network.load_state_dict(wanted | usable)
-    notes = []
-    if missing:
-        notes.append(f"Weights not in {where}, so random: {', '.join(missing)}.")
-    if extra:
-        notes.append(f"Weights in {where} without a place in the network: {', '.join(extra)}.")
-    return network, told, tuple(notes)
+    extra = [name for name in state if name not in wanted]
+    report = f"{where}: {len(usable)} of {len(wanted)} tensors taken over"
+    report += f"; random: {', '.join(missing)}" if missing else ""
+    report += f"; not used: {', '.join(extra)}" if extra else ""
+    return report, (f"Not in {where}, so random: {', '.join(trunk)}.",) if trunk else ()
 
 
 def _head_of(network: nn.Module) -> str:

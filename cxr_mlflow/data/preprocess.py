@@ -7,12 +7,15 @@ was trained on, and neither torch nor OpenCV is needed for it.
 from __future__ import annotations
 
 import io
-import warnings
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from cxr_mlflow.errors import InputError
 
@@ -25,6 +28,18 @@ MASK_THRESHOLD = 127
 CROP_MARGIN = 0.04
 """Border around the lungs' box, as a share of the image's side."""
 _GREY_MODES = ("L", "1", "P", "RGB", "RGBA", "LA")
+_OPENERS = {b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd8\xff": JpegImageFile}
+_ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+class BadImage(InputError):
+    """A file that cannot be used as an image: `problem` is a short kind, `reason` the words."""
+
+    def __init__(self, label: str, problem: str, reason: str) -> None:
+        super().__init__(f"{label}: {reason}")
+        self.problem = problem
+        self.reason = reason
 
 
 def decode_grey(source: bytes | Path, *, name: str | None = None) -> Pixels:
@@ -44,36 +59,54 @@ def decode_grey(source: bytes | Path, *, name: str | None = None) -> Pixels:
 
     Raises
     ------
-    InputError
-        If the file is not an image, truncated, larger than `MAX_PIXELS`, or not 8-bit (16-bit,
-        floating point, CMYK): the message names it and the reason. Nothing is substituted.
+    BadImage
+        An `InputError`: the file is not an image, truncated, larger than `MAX_PIXELS`, or not 8-bit
+        grey or RGB (16-bit, CMYK). The message names it and the reason. Nothing is substituted.
     """
     label = name or (str(source) if isinstance(source, Path) else "the image")
+    content = source if isinstance(source, bytes) else _read(source, label)
+    if not content:
+        raise BadImage(label, "not_an_image", "not an image: the file is empty")
+    opener = next((o for magic, o in _OPENERS.items() if content.startswith(magic)), None)
+    if opener is None:
+        raise BadImage(label, "not_an_image", "not an image (PNG or JPEG is wanted)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow warns of a bomb between its two limits
-            handle = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-            with handle as image:
-                if image.format not in ("PNG", "JPEG"):
-                    raise InputError(f"{label}: a {image.format} file; PNG or JPEG is wanted")
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise InputError(f"{label}: {width}x{height} pixels is over {MAX_PIXELS:,}")
-                if image.mode not in _GREY_MODES:
-                    raise InputError(
-                        f"{label}: pixel format {image.mode} is not 8-bit grey or RGB; convert it"
-                    )
-                return np.asarray(image.convert("L"))
-    except InputError:
-        raise
+        # Not Image.open: it warns of large images, and warnings cannot be caught in threads.
+        with opener(io.BytesIO(content)) as image:
+            _check_header(image, content, label)
+            image.load()
+            image.info.pop("transparency", None)  # convert() would warn of it
+            return np.asarray(image.convert("L"))
+    except _DECODER_ERRORS as error:
+        if isinstance(error, BadImage):
+            raise
+        raise BadImage(label, "truncated", f"damaged or truncated ({error})") from error
+
+
+def _read(path: Path, label: str) -> bytes:
+    try:
+        return path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{label}: the file is not there") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{label}: more pixels than an X-ray has; refused") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{label}: not an image (PNG or JPEG is wanted)") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Warning) as error:
-        raise InputError(f"{label}: damaged or truncated ({error})") from error
+        raise BadImage(label, "unreadable", "the file is not there") from error
+    except OSError as error:
+        reason = f"the file cannot be read ({error.strerror or error})"
+        raise BadImage(label, "unreadable", reason) from error
+
+
+def _check_header(image: Image.Image, content: bytes, label: str) -> None:
+    """Refuse what cannot become 8-bit grey honestly, before a pixel is decoded."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        reason = f"{width}x{height} is more pixels than the {MAX_PIXELS:,} that are decoded"
+        raise BadImage(label, "too_large", reason)
+    if image.format == "PNG" and content[24] > 8:  # bit depth, IHDR; Pillow would halve it silently
+        reason = f"{content[24]} bits per channel; convert it to 8-bit grey or RGB"
+        raise BadImage(label, "wrong_bit_depth", reason)
+    if image.mode not in _GREY_MODES:
+        reason = f"pixel format {image.mode} is not 8-bit grey or RGB; convert it"
+        raise BadImage(label, "wrong_colours", reason)
+    if _ENDS[str(image.format)] not in content[len(content) // 2 :]:
+        raise BadImage(label, "truncated", "damaged or truncated (its end is missing)")
 
 
 def decode_mask(source: bytes | Path, *, name: str | None = None) -> Pixels:

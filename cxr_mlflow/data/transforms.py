@@ -64,9 +64,7 @@ AUGMENTATIONS: dict[str, Callable[[int], A.Compose]] = {
 }
 
 
-def augment(
-    transform: A.Compose, image: Pixels, mask: Pixels, seed: int
-) -> tuple[Pixels, Pixels]:
+def augment(transform: A.Compose, image: Pixels, mask: Pixels, seed: int) -> tuple[Pixels, Pixels]:
     """Apply a pipeline whose every draw follows from `seed` alone.
 
     Parameters

@@ -120,6 +120,10 @@ class Tracker:
         """Log a file as it is."""
         mlflow.log_artifact(str(path), folder)
 
+    def artifact_uri(self) -> str:
+        """Where the run's files are."""
+        return str(self.client.get_run(self.run_id).info.artifact_uri)
+
     def log_dataset(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
         """Log a table of images as an MLflow dataset input of the run."""
         source = mlflow.data.code_dataset_source.CodeDatasetSource({"name": name})

@@ -82,7 +82,9 @@ class ProgressLines:
             self.bar.start()
             self.task = self.bar.add_task("", total=num_batches, loss=math.nan, speed=math.nan)
         seconds = time.perf_counter() - self.start
-        fields: dict[str, float] = {"speed": max(batch - 1, 0) * self.batch_size / max(seconds, 1e-9)}
+        fields: dict[str, float] = {
+            "speed": max(batch - 1, 0) * self.batch_size / max(seconds, 1e-9)
+        }
         if batch % 5 == 1 or batch == num_batches:
             fields["loss"] = float(loss)
         assert self.task is not None

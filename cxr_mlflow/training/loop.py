@@ -147,12 +147,14 @@ def train_step(state: Fit, images: Tensor, labels: Tensor) -> Tensor:
 def predict(
     network: nn.Module, loader: DataLoader[Any], device: torch.device
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Logits float64 (N, C) and labels int64 (N,), in the loader's order."""
+    """Logits float64 (N, C) and labels int64 (N,), in the loader's order.
+
+    Always in float32: these scores are published, and the served model computes in float32.
+    """
     network.eval()
     logits, labels = [], []
     for images, batch_labels in loader:
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            logits.append(network(to_input(images, device)).float().cpu())
+        logits.append(network(to_input(images, device)).cpu())
         labels.append(batch_labels)
     return torch.cat(logits).double().numpy(), torch.cat(labels).numpy()
 

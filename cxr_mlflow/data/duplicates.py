@@ -1,0 +1,250 @@
+"""Finds images that show the same film, so that no film is trained on and tested on.
+
+Exact copies have the same pixel hash. Near copies (scaled, compressed, re-cropped, labelled, with
+other contrast) are found on 32 x 32 thumbnails in two stages; `docs/data.md` has the measurements
+behind every constant here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from cxr_mlflow.data.preprocess import decode_grey
+from cxr_mlflow.data.storage import write_whole
+
+Floats = NDArray[np.float32]
+
+THRESHOLD = 0.77
+"""Aligned correlation from which two images count as one film; unrelated ones reach 0.76."""
+CANDIDATE = 0.55
+"""Correlation without alignment from which a pair is looked at more closely."""
+SCALES = (0.95, 1.0, 1.05)
+SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # thumbnail pixels, 3 % of the image's side each
+VERSION = 1
+_BLOCK = 32_000_000  # similarities held at once: 128 MB
+_BATCH = 2048  # candidate pairs aligned at once
+_GROUPS_PER_ROW = 3  # on the contact sheet
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Which images belong together.
+
+    Attributes
+    ----------
+    groups : int64 array of shape (N,)
+        Group of each image, numbered in order of appearance; most groups have one member.
+    pairs : DataFrame
+        The links behind them: `i` < `j` (rows), `similarity` in [-1, 1], `exact`. Exact copies are
+        linked to the first of them, and only that one takes part in the search for near copies.
+    """
+
+    groups: NDArray[np.int64]
+    pairs: pd.DataFrame
+
+
+def find_groups(
+    thumbnails: NDArray[np.uint8],
+    pixel_hashes: Sequence[str],
+    *,
+    threshold: float = THRESHOLD,
+    cache_dir: Path | None = None,
+) -> Duplicates:
+    """Group images that show the same film.
+
+    Stage 1 correlates all thumbnails with each other after taking brightness and local contrast
+    out, block by block: memory grows with N, time with N squared (about 6 s for 10,000 images on
+    one core). Stage 2 corrects the candidates for small crops and shifts and keeps those that
+    correlate at `threshold` or above. Groups are the connected components.
+
+    Parameters
+    ----------
+    thumbnails : uint8 array of shape (N, 32, 32)
+        Box-averaged grey images.
+    pixel_hashes : sequence of N str
+        Equal for exactly equal images.
+    threshold : float
+        Least aligned correlation of near copies.
+    cache_dir : Path, optional
+        Where the result is kept for the next time, under a key made of all the above.
+
+    Returns
+    -------
+    Duplicates
+    """
+    hashes = np.asarray(pixel_hashes, dtype=str)
+    if thumbnails.ndim != 3 or len(thumbnails) != len(hashes):
+        raise ValueError(f"need N thumbnails and N hashes, got {thumbnails.shape}, {hashes.shape}")
+    store = (
+        cache_dir and cache_dir / "duplicates" / f"{_key(thumbnails, hashes, threshold)}.parquet"
+    )
+    if store and store.is_file():
+        pairs = pd.read_parquet(store)
+    else:
+        pairs = _find_pairs(thumbnails, hashes, threshold)
+        if store:
+            with write_whole(store) as temporary:
+                pairs.to_parquet(temporary)
+    n = len(thumbnails)
+    links = coo_array((np.ones(len(pairs), bool), (pairs["i"], pairs["j"])), shape=(n, n))
+    groups = connected_components(links, directed=False)[1].astype(np.int64)
+    return Duplicates(groups, pairs)
+
+
+def _key(thumbnails: NDArray[np.uint8], hashes: NDArray[np.str_], threshold: float) -> str:
+    parts = (VERSION, threshold, CANDIDATE, SCALES, SHIFTS, thumbnails.shape)
+    digest = hashlib.sha256(repr(parts).encode())
+    digest.update(np.ascontiguousarray(thumbnails).data)
+    digest.update("\n".join(hashes).encode())
+    return digest.hexdigest()[:32]
+
+
+def _find_pairs(
+    thumbnails: NDArray[np.uint8], hashes: NDArray[np.str_], threshold: float
+) -> pd.DataFrame:
+    _, firsts, member_of = np.unique(hashes, return_index=True, return_inverse=True)
+    copies = np.flatnonzero(firsts[member_of] != np.arange(len(hashes)))
+    distinct = np.sort(firsts)
+    maps = _describe(thumbnails[distinct])
+    found = [_verify(maps, i, j, direct, threshold) for i, j, direct in _candidates(maps)]
+    near = pd.DataFrame(np.concatenate(found), columns=["i", "j", "similarity"])
+    near[["i", "j"]] = distinct[near[["i", "j"]].to_numpy(np.int64)]
+    exact = pd.DataFrame({"i": firsts[member_of][copies], "j": copies, "similarity": 1.0})
+    pairs = pd.concat([exact.assign(exact=True), near.assign(exact=False)])
+    pairs = pairs.astype({"i": "int64", "j": "int64", "similarity": "float64", "exact": "bool"})
+    return pairs.sort_values(["i", "j"], ignore_index=True)
+
+
+def _describe(thumbnails: NDArray[np.uint8]) -> Floats:
+    """Take out brightness (high-pass) and local contrast; float32 (N, 32, 32), unit norm."""
+    maps = np.empty(thumbnails.shape, np.float32)
+    for start in range(0, len(maps), 4096):
+        grey = thumbnails[start : start + 4096].astype(np.float32)
+        fine = grey - gaussian_filter(grey, (0, 1, 1))
+        contrast = np.sqrt(gaussian_filter(fine**2, (0, 2, 2)).clip(0))
+        maps[start : start + 4096] = fine / (contrast + 2)  # 2 grey levels: below them is noise
+    maps -= maps.mean(axis=(1, 2), keepdims=True)
+    maps /= np.sqrt((maps**2).sum(axis=(1, 2), keepdims=True)).clip(1e-6)
+    return maps
+
+
+def _candidates(
+    maps: Floats,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Floats]]:
+    """Yield (i, j, correlation) of the pairs i < j above `CANDIDATE`, block by block."""
+    flat = maps.reshape(len(maps), -1)
+    step = max(1, _BLOCK // max(len(flat), 1))
+    for start in range(0, len(flat), step):
+        block = flat[start : start + step] @ flat[start:].T
+        i, j = np.nonzero(block >= CANDIDATE)
+        upper = i < j
+        i, j = i[upper], j[upper]
+        yield i + start, j + start, block[i, j]
+
+
+def _verify(
+    maps: Floats,
+    i: NDArray[np.int64],
+    j: NDArray[np.int64],
+    direct: Floats,
+    threshold: float,
+) -> NDArray[np.float64]:
+    """Rows (i, j, similarity) of the candidates that are near copies."""
+    similarity = direct.astype(np.float64)
+    doubtful = np.flatnonzero(direct < threshold)
+    for start in range(0, len(doubtful), _BATCH):
+        batch = doubtful[start : start + _BATCH]
+        similarity[batch] = _align(maps[i[batch]], maps[j[batch]])
+    keep = similarity >= threshold
+    return np.column_stack([i[keep], j[keep], similarity[keep]])
+
+
+def _align(a: Floats, b: Floats) -> Floats:
+    """Best correlation of maps a and b (M, 32, 32) over small shifts and scales of b."""
+    best = np.full(len(a), -1, np.float32)
+    for scale in SCALES:
+        lines = [_resampling(a.shape[1], scale, shift) for shift in SHIFTS]
+        for vertical, rows in lines:
+            moved: Floats = vertical @ b
+            for horizontal, columns in lines:
+                warped: Floats = moved @ horizontal.T
+                np.maximum(best, _correlate(a[:, rows, columns], warped), out=best)
+    return best
+
+
+def _resampling(side: int, scale: float, shift: float) -> tuple[Floats, slice]:
+    """Linear interpolation of one axis, as a matrix, and which of the places it can fill."""
+    centre = (side - 1) / 2
+    places = (np.arange(side) - centre) * scale + centre + shift
+    inside = np.flatnonzero((places >= 0) & (places <= side - 1))
+    distance = np.abs(places[inside, None] - np.arange(side))
+    return (1 - distance).clip(0).astype(np.float32), slice(inside[0], inside[-1] + 1)
+
+
+def _correlate(a: Floats, b: Floats) -> Floats:
+    a = a - a.mean(axis=(1, 2), keepdims=True)
+    b = b - b.mean(axis=(1, 2), keepdims=True)
+    energy = (a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2))
+    correlation: Floats = (a * b).sum(axis=(1, 2)) / np.sqrt(energy).clip(1e-12)
+    return correlation
+
+
+def plot_contact_sheet(
+    table: pd.DataFrame, duplicates: Duplicates, *, max_groups: int = 24, per_group: int = 3
+) -> Figure:
+    """Show groups side by side, the most doubtful first, so that a reader can check the search.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The catalog's, with `path` and `image_id`.
+    duplicates : Duplicates
+        Found on the same rows.
+    max_groups, per_group : int
+        Most groups, and most members of one, that are drawn; the title says how many there are.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Three groups to a row. A group's number is the lowest similarity of the links in it.
+    """
+    weakest = duplicates.pairs.groupby(duplicates.groups[duplicates.pairs["i"]])["similarity"].min()
+    chosen = weakest.sort_values(kind="stable").head(max_groups)
+    num_rows = max(1, -(-len(chosen) // _GROUPS_PER_ROW))
+    block = per_group + 1  # the last place of a block is a gap
+    figure = Figure(figsize=(_GROUPS_PER_ROW * block * 1.15, num_rows * 1.65 + 0.5))
+    figure.set_layout_engine("constrained")
+    grid = figure.subplots(
+        *(num_rows, _GROUPS_PER_ROW * block),
+        squeeze=False,
+        width_ratios=([1.0] * per_group + [0.2]) * _GROUPS_PER_ROW,
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for place, (group, similarity) in enumerate(chosen.items()):
+        members = np.flatnonzero(duplicates.groups == group)
+        for column, row in enumerate(members[:per_group]):
+            axes = grid[place // _GROUPS_PER_ROW, place % _GROUPS_PER_ROW * block + column]
+            axes.imshow(decode_grey(Path(table["path"].iloc[row])), cmap="gray", vmin=0, vmax=255)
+            note = f"{similarity:.3f}" if column == 0 else ""
+            if column == 1 and len(members) > per_group:
+                note = f"{len(members)} images"
+            axes.set_title(f"{note}\n{table['image_id'].iloc[row].rpartition('/')[2]}", fontsize=7)
+    sizes = np.bincount(duplicates.groups) if len(duplicates.groups) else np.zeros(0, np.int64)
+    figure.suptitle(
+        f"{(sizes > 1).sum()} groups of duplicates hold {sizes[sizes > 1].sum()} images; "
+        f"the {len(chosen)} least certain groups",
+        fontsize=10,
+    )
+    return figure

@@ -1,0 +1,227 @@
+"""What a run says to people: the Markdown note of its MLflow page, and the last lines printed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_mlflow.evaluation.intervals import Interval
+from cxr_mlflow.evaluation.metrics import PER_CLASS, class_slugs, metric_table
+
+NOTE_LIMIT = 8000
+"""Most characters of a note: MLflow keeps it as a tag and cuts longer ones off."""
+NOT_CONTROLLED = (
+    "Not controlled: no shortcut controls were run. In the Kaggle data each class nearly is a "
+    "source (hospital, age group): a score can come from the source instead of the disease."
+)
+DISCLAIMER = "A research tool, not for diagnosis."
+HEADLINES = {
+    "f1_macro": "macro F1",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "mcc": "MCC",
+}
+NOT_MEASURED = "–"
+_MOST_WARNINGS, _WARNING_LENGTH, _FACT_LENGTH = 8, 300, 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """All that the note and the last lines of a run tell."""
+
+    run_name: str
+    model: str
+    strategy: str
+    weights: str  # "imagenet", "random (ImageNet unreachable)", "partial ImageNet", ...
+    seed: int
+    image_size: int  # pixels
+    mask_mode: str
+    epochs_run: int
+    best_epoch: int
+    data_name: str
+    data_digest: str
+    split_digest: str
+    num_train: int
+    num_val: int
+    num_test: int
+    classes: Sequence[str]
+    metrics: Mapping[str, float]  # metrics.evaluate on the test images
+    intervals: Mapping[str, Interval]  # intervals.bootstrap_intervals on the same
+    confusion: NDArray[np.integer]  # (C, C), rows true
+    warnings: Sequence[str] = ()  # what a reader must know before the scores
+    num_duplicate_groups: int | None = None  # groups of two or more images
+    git_commit: str = "unknown"
+    registered_version: str | None = None  # "cxr-classifier version 3 (challenger)"
+    level: float = 0.95
+    facts: Mapping[str, str] = field(default_factory=dict)  # further rows of the table of facts
+
+
+def write_note(summary: RunSummary) -> str:
+    """Write the Markdown note of a run: warnings, scores, tables, facts.
+
+    Parameters
+    ----------
+    summary : RunSummary
+        What there is to tell.
+
+    Returns
+    -------
+    str
+        At most `NOTE_LIMIT` characters. Where that is too little (many classes), whole tables are
+        left out and the note names them.
+    """
+    head = [f"## {_escape(summary.run_name)}", _read_first(summary.warnings), _scores(summary)]
+    tables = {
+        "scores per class": _class_table(summary),
+        "facts": _fact_table(summary),
+        "confusion": _confusion_table(summary),
+    }
+    order = ["scores per class", "confusion", "facts"]
+    for missing in ([], ["confusion"], ["confusion", "scores per class"], order):
+        parts = [*head, *(tables[name] for name in order if name not in missing)]
+        if missing:
+            parts.append(f"Left out here for length, see the artifacts: {', '.join(missing)}.")
+        parts.append(f"*{DISCLAIMER}*")
+        note = "\n\n".join(part for part in parts if part) + "\n"
+        if len(note) <= NOTE_LIMIT:
+            break
+    return note
+
+
+def summary_lines(summary: RunSummary) -> list[str]:
+    """Write the few lines that end a training in the terminal: scores, and warnings beside them.
+
+    Returns
+    -------
+    list of str
+        Plain text. A line of headline scores, one of the F1 of each class, then a line that
+        starts with "! " for each warning.
+    """
+    scores = [
+        f"{name} {_score(summary, key)}{_interval(summary, key, ' ({}-{})')}"
+        for key, name in HEADLINES.items()
+    ]
+    by_class = [
+        f"{name} {_score(summary, f'f1/{key}')}"
+        for name, key in zip(summary.classes, class_slugs(summary.classes), strict=True)
+    ]
+    return [
+        f"test, {summary.num_test:,} images: {', '.join(scores)}; {summary.level:.0%} intervals",
+        f"F1 per class: {', '.join(by_class)}",
+        *(f"! {' '.join(warning.split())}" for warning in summary.warnings),
+    ]
+
+
+def _read_first(warnings: Sequence[str]) -> str:
+    if not warnings:
+        return ""
+    lines = [_escape(_cut(" ".join(w.split()), _WARNING_LENGTH)) for w in warnings[:_MOST_WARNINGS]]
+    if more := len(warnings) - len(lines):
+        lines.append(f"and {more} more, printed by the run")
+    return "\n".join(["> **Read this first**", ">", *(f"> - {line}" for line in lines)])
+
+
+def _scores(summary: RunSummary) -> str:
+    form = f" ({summary.level:.0%} interval {{}} to {{}})"
+    lines = [
+        f"**Test macro F1 {_score(summary, 'f1_macro')}**{_interval(summary, 'f1_macro', form)}",
+        "",
+        "| score | value | interval |",
+        "|---|---:|---:|",
+    ]
+    for key, name in HEADLINES.items():
+        interval = _interval(summary, key, "{} to {}") or NOT_MEASURED
+        lines.append(f"| {name} | {_score(summary, key)} | {interval} |")
+    return "\n".join(lines)
+
+
+def _class_table(summary: RunSummary) -> str:
+    table = metric_table(summary.metrics, summary.classes)
+    f1_keys = [*(f"f1/{key}" for key in class_slugs(summary.classes)), "f1_macro", "f1_weighted"]
+    lines = [
+        f"| class | n | precision | recall | specificity | F1 ({summary.level:.0%} interval) "
+        "| AP | ROC AUC |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row, key in zip(table.to_dict("records"), f1_keys, strict=True):
+        cells = [_escape(row["class"]), f"{row['support']:,}"]
+        for metric in ("precision", "recall", "specificity", "f1", "average_precision", "roc_auc"):
+            cells.append(_number(row[metric]))
+            if metric == "f1":
+                cells[-1] += _interval(summary, key, " ({}–{})")
+        lines.append(f"| {' | '.join(cells)} |")
+    if table[list(PER_CLASS)].isna().any(axis=None):
+        lines += ["", f"{NOT_MEASURED}: not measured, because a class has no test image."]
+    shown = [summary.intervals[key] for key in f1_keys if key in summary.intervals]
+    if any(interval.low == interval.high for interval in shown):
+        lines += [
+            "",
+            "An interval without width means that all resamples agree, not certainty: "
+            "0 errors among n images are compatible with an error rate of up to 3/n.",
+        ]
+    return "\n".join(["### Per class", "", *lines])
+
+
+def _confusion_table(summary: RunSummary) -> str:
+    names = [_escape(name) for name in summary.classes]
+    lines = [
+        f"| true ↓ predicted → | {' | '.join(names)} |",
+        f"|---|{'---:|' * len(names)}",
+    ]
+    for c, (name, row) in enumerate(zip(names, summary.confusion, strict=True)):
+        cells = [f"**{n:,}**" if c == p else f"{n:,}" for p, n in enumerate(row)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(["### Confusion (test images)", "", *lines])
+
+
+def _fact_table(summary: RunSummary) -> str:
+    duplicates = summary.num_duplicate_groups
+    facts = {
+        "model": f"{summary.model}, weights={summary.weights}",
+        "strategy": summary.strategy,
+        "seed": str(summary.seed),
+        "input": f"{summary.image_size} px, mask mode {summary.mask_mode}",
+        "epochs": f"{summary.epochs_run} run, best {summary.best_epoch}",
+        "data": f"{summary.data_name}, digest {summary.data_digest[:12]}",
+        "split": f"digest {summary.split_digest[:12]}",
+        "images": f"train {summary.num_train:,}, val {summary.num_val:,}, "
+        f"test {summary.num_test:,}",
+        "duplicate groups": "not looked for" if duplicates is None else f"{duplicates:,}",
+        "git commit": summary.git_commit[:12],
+        "registered as": summary.registered_version or "not registered",
+        **summary.facts,
+    }
+    rows = [f"| {_escape(k)} | {_escape(_cut(v, _FACT_LENGTH))} |" for k, v in facts.items()]
+    return "\n".join(["### Facts", "", "| what | value |", "|---|---|", *rows])
+
+
+def _score(summary: RunSummary, key: str) -> str:
+    return _number(summary.metrics.get(key))
+
+
+def _interval(summary: RunSummary, key: str, form: str) -> str:
+    """`form` filled with the ends of an interval; empty where there is none."""
+    interval = summary.intervals.get(key)
+    if interval is None or math.isnan(interval.low):
+        return ""
+    return form.format(_number(interval.low), _number(interval.high))
+
+
+def _number(value: float | None) -> str:
+    return NOT_MEASURED if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _escape(text: str) -> str:
+    """Keep names from acting as Markdown or HTML; a folder may be called anything."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*_\[\]#~])", r"\\\1", text)
+    return text.replace("|", "&#124;").replace("\n", " ")

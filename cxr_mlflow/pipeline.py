@@ -1,0 +1,273 @@
+"""The one place that joins the parts: a configuration becomes a trained, told, registered model."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor, nn
+
+from cxr_mlflow.config import AUTO, RunConfig
+from cxr_mlflow.data.dataset import Draw
+from cxr_mlflow.data.duplicates import plot_contact_sheet
+from cxr_mlflow.data.prepare import Study, prepare
+from cxr_mlflow.data.preprocess import needs_mask
+from cxr_mlflow.describe import (
+    about_model,
+    announce,
+    augmented_sheet,
+    closing_lines,
+    grouping_tags,
+    is_demo,
+    run_name,
+    summarize,
+    what_readers_must_know,
+)
+from cxr_mlflow.environment import git_commit, package_versions
+from cxr_mlflow.evaluation.assessment import Assessment, assess, softmax, validation_scores
+from cxr_mlflow.evaluation.report import RunSummary, metrics_json, worst_errors, write_note
+from cxr_mlflow.evaluation.sheets import plot_worst_errors
+from cxr_mlflow.evaluation.training_plots import plot_class_distribution, plot_draws, plot_history
+from cxr_mlflow.models import LoadedModel, load_model
+from cxr_mlflow.names import SPLITS
+from cxr_mlflow.serving.gate import check_model_loads
+from cxr_mlflow.serving.package import log_model, write_folder
+from cxr_mlflow.tracking.record import record_assessment, record_end, record_epoch, record_start
+from cxr_mlflow.tracking.registry import promote, register
+from cxr_mlflow.tracking.run import Tracker, open_run, use_tracking_uri
+from cxr_mlflow.training.callbacks import pick_device
+from cxr_mlflow.training.checkpoint import save_weights
+from cxr_mlflow.training.fitting import Trained, score_split, train, training_set
+from cxr_mlflow.training.loop import EpochResult
+
+GATE_IMAGES = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves its caller with."""
+
+    run_id: str
+    metrics: Mapping[str, float]
+    registered: str | None
+    """Name, version and alias in words; None if it was not to be registered."""
+    lines: tuple[str, ...]
+
+
+def run_experiment(config: RunConfig) -> Outcome:
+    """Train one configuration, test it, tell MLflow everything, register the model.
+
+    Parameters
+    ----------
+    config : RunConfig
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    InputError
+        If data, weights or options cannot be used as asked. Where that shows before the run is
+        opened, no run is opened.
+    """
+    console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    tracking_uri = use_tracking_uri()
+    device = pick_device(config.train.device)
+    study = prepare(config.data)
+    loaded = load_model(
+        config.model.model,
+        len(study.catalog.classes),
+        weights=config.model.weights,
+        seed=config.train.seed,
+    )
+    warnings = what_readers_must_know(study, loaded)
+    name = run_name(config, study)
+    announce(console, name, study, loaded, warnings)
+    with open_run(config.tracking.experiment, name, grouping_tags(config, study, loaded)) as run:
+        start_record(run, config, study, loaded)
+        trained = train(
+            loaded.network,
+            study,
+            config.train,
+            mask_mode=config.data.mask_mode,
+            device=device,
+            measure=lambda logits, y: validation_scores(logits, y, study.catalog.classes),
+            callbacks=[EpochRecorder(run, study.catalog.classes)],
+        )
+        logits, _ = score_split(
+            trained, study, "test", mask_mode=config.data.mask_mode, device=device
+        )
+        rows = study.split.rows("test")
+        result = assess(
+            study.catalog.table.iloc[rows].reset_index(drop=True),
+            softmax(logits),
+            study.catalog.classes,
+            split="test",
+            subtitle=f"{name}: test, n = {len(rows):,}"
+            + (" (synthetic)" if is_demo(study) else ""),
+            samples=config.tracking.bootstrap_samples,
+            groups=study.duplicates.groups[rows],
+        )
+        record_assessment(run, result)
+        draw_sheets(run, config, study, trained, result)
+        summary = summarize(config, study, loaded, trained, result, warnings, name)
+        model_uri = log_network(run, config, study, loaded, trained, warnings)
+        if config.tracking.register:
+            registered = enter_registry(run, config, study, result, model_uri, summary)
+            summary = replace(summary, registered_version=registered)
+        record_end(
+            run,
+            note=write_note(summary),
+            metrics_json=metrics_json(result.metrics, result.intervals),
+            tags={"registered": summary.registered_version or "no"},
+            metrics={"best_epoch": float(trained.best_epoch)},
+        )
+    lines = closing_lines(summary, run, tracking_uri)
+    return Outcome(run.run_id, result.metrics, summary.registered_version, tuple(lines))
+
+
+class EpochRecorder:
+    """Hands each epoch to MLflow while the loop goes on."""
+
+    def __init__(self, tracker: Tracker, classes: tuple[str, ...]) -> None:
+        self.tracker, self.classes = tracker, classes
+
+    def on_batch_end(self, epoch: int, batch: int, num_batches: int, loss: Tensor) -> None:
+        """Nothing is logged within an epoch."""
+
+    def on_epoch_end(self, evaluated: nn.Module, result: EpochResult) -> bool:
+        """Log the epoch."""
+        draws = dict(zip(self.classes, result.draws.tolist(), strict=True))
+        record_epoch(self.tracker, result.epoch, result.metrics, draws)
+        return False
+
+
+def start_record(run: Tracker, config: RunConfig, study: Study, loaded: LoadedModel) -> None:
+    """Collect what a run tells before training."""
+    catalog, split = study.catalog, study.split
+    params = {
+        **config.to_params(),
+        "data_digest": catalog.digest,
+        "split_digest": split.digest,
+        "test_digest": split.test_digest,
+        "first_weights": loaded.weights,
+        "git_commit": git_commit(Path(__file__).parents[1]),
+        **package_versions(),
+    }
+    sheets: dict[str, Figure] = {
+        "data/class_distribution.png": plot_class_distribution(study.counts()),
+        "data/augmented_samples.png": augmented_sheet(study, config),
+    }
+    if len(study.duplicates.pairs):
+        sheets["data/near_duplicates.png"] = plot_contact_sheet(catalog.table, study.duplicates)
+    told = split.table.merge(catalog.table[["image_id", "source"]], on="image_id", how="left")
+    contexts = zip(SPLITS, ("training", "validation", "testing"), strict=True)
+    record_start(
+        run,
+        params=params,
+        config=asdict(config),
+        tables={"data/problems.csv": catalog.problems},
+        figures=sheets,
+        datasets={
+            context: (told[told["split"] == name], f"{catalog.name}-{name}", catalog.digest)
+            for name, context in contexts
+        },
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        split.save(Path(folder) / "split.csv")
+        run.log_file(Path(folder) / "split.csv", "data")
+
+
+def draw_sheets(
+    run: Tracker, config: RunConfig, study: Study, trained: Trained, result: Assessment
+) -> None:
+    """Log how training went, and the errors the model was surest of."""
+    classes = study.catalog.classes
+    run.log_csv(trained.history, "training/history.csv")
+    run.log_csv(trained.draws, "training/draws.csv")
+    curves = plot_history(trained.history, best_epoch=trained.best_epoch)
+    run.log_figure(curves, "training/curves.png")
+    run.log_comparable(curves, "training_curves")
+    available = study.counts().loc["train"].to_dict()
+    run.log_figure(plot_draws(trained.draws, classes, available=available), "training/draws.png")
+    worst = worst_errors(result.predictions)
+    if len(worst):
+        dataset = training_set(study, config.train, config.data.mask_mode)
+        dataset.transform, dataset.rows = None, study.split.rows("test")
+        pixels = np.stack([dataset.pixels(Draw(0, 0, int(place))) for place in worst.index])
+        run.log_figure(plot_worst_errors(pixels, worst), "test/worst_errors.png")
+
+
+def log_network(
+    run: Tracker,
+    config: RunConfig,
+    study: Study,
+    loaded: LoadedModel,
+    trained: Trained,
+    warnings: tuple[str, ...],
+) -> str:
+    """Log the weights, and the exported network as an MLflow model; return the model's URI."""
+    about = about_model(config, study, loaded, warnings) | {"run_id": run.run_id}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_weights(trained.state, folder / "weights.safetensors", about=about)
+        run.log_file(folder / "weights.safetensors", "weights")
+        write_folder(
+            folder / "model",
+            trained.network.cpu(),
+            classes=study.catalog.classes,
+            image_size=config.data.image_size,
+            mask_mode=config.data.mask_mode,
+            trained_on=about,
+        )
+        model_uri = log_model(folder / "model", run_id=run.run_id, tags=about)
+    run.set_tags({"model_uri": model_uri})
+    return model_uri
+
+
+def enter_registry(
+    run: Tracker,
+    config: RunConfig,
+    study: Study,
+    result: Assessment,
+    model_uri: str,
+    summary: RunSummary,
+) -> str:
+    """Register the logged model if it loads in a clean process; tell as what.
+
+    Raises
+    ------
+    NotRegistered
+        If it does not load, or does not predict what the network did.
+    """
+    rows = study.split.rows("test")[:GATE_IMAGES]
+    table = study.catalog.table.iloc[rows]
+    masked = needs_mask(config.data.mask_mode)
+    gate = check_model_loads(
+        model_uri,
+        [Path(path).read_bytes() for path in table["path"]],
+        [Path(path).read_bytes() for path in table["mask_path"]] if masked else None,
+        result.probabilities[:GATE_IMAGES],
+    )
+    run.log_json({**gate.tags(), "reasons": list(gate.reasons)}, "model_gate.json")
+    name = config.tracking.registered_model
+    if name == AUTO:
+        name = "cxr-classifier-demo" if is_demo(study) else "cxr-classifier"
+    tags = {
+        "f1_macro": f"{result.metrics['f1_macro']:.4f}",
+        "data": summary.data_name,
+        "synthetic": str(is_demo(study)).lower(),
+        "weights": summary.weights,
+        "controls": "not controlled",
+    }
+    version = register(model_uri, name=name, gate=gate, tags=tags, description=write_note(summary))
+    verdict = promote(name, version, samples=config.tracking.bootstrap_samples)
+    alias = "champion" if verdict.promoted else "challenger"
+    return f"{name} version {version} ({alias}; {verdict.reason})"

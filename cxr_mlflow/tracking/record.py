@@ -1,0 +1,79 @@
+"""Decides what a run tells MLflow, in one function per moment: start, epoch, end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cxr_mlflow.evaluation.assessment import Assessment
+from cxr_mlflow.names import slug
+from cxr_mlflow.tracking.run import Tracker
+
+COMPARED = ("confusion_rates", "roc", "precision_recall")
+"""Figures that are logged by key as well, so that the UI shows those of several runs in a row."""
+
+
+def record_start(
+    tracker: Tracker,
+    *,
+    params: Mapping[str, str],
+    config: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, Figure],
+    datasets: Mapping[str, tuple[pd.DataFrame, str, str]],
+) -> None:
+    """Before training: what is about to be done, on which images.
+
+    Parameters
+    ----------
+    params : mapping
+        The whole config, digests, commit, versions.
+    config : mapping
+        The same config by sections, kept as `config.json`.
+    tables, figures : mapping of artifact path to table or figure
+    datasets : mapping of context to (table, name, digest)
+    """
+    tracker.log_params(params)
+    tracker.log_json(config, "config.json")
+    for path, table in tables.items():
+        tracker.log_csv(table, path)
+    for path, figure in figures.items():
+        tracker.log_figure(figure, path)
+    for context, (table, name, digest) in datasets.items():
+        tracker.log_dataset(table, name=name, digest=digest, context=context)
+
+
+def record_epoch(
+    tracker: Tracker, epoch: int, metrics: Mapping[str, float], draws: Mapping[str, int]
+) -> None:
+    """After an epoch: its metrics, and how often each class was drawn."""
+    drawn = {f"train/drawn/{slug(name)}": float(count) for name, count in draws.items()}
+    tracker.log_metrics({**metrics, **drawn}, step=epoch)
+
+
+def record_assessment(tracker: Tracker, result: Assessment) -> None:
+    """Scores without a step, predictions and figures under the split's folder."""
+    tracker.log_metrics(result.flat())
+    tracker.log_csv(result.predictions, f"{result.split}/predictions.csv")
+    for name, figure in result.figures.items():
+        tracker.log_figure(figure, f"{result.split}/{name}.png")
+        if name in COMPARED:
+            tracker.log_comparable(figure, f"{result.split}_{name}")
+
+
+def record_end(
+    tracker: Tracker,
+    *,
+    note: str,
+    metrics_json: Mapping[str, Any],
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+) -> None:
+    """Last of all: the note a reader of the run page sees first, and the numbers as a file."""
+    tracker.log_metrics(metrics)
+    tracker.log_json(metrics_json, "metrics.json")
+    tracker.log_text(note, "README.md")
+    tracker.set_tags({**tags, "mlflow.note.content": note})

@@ -1,0 +1,180 @@
+"""Sets up the loop for one configuration and runs it: loaders, loss, schedule, best weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader
+
+from cxr_mlflow.config import TrainConfig
+from cxr_mlflow.data.dataset import EpochSampler, InOrder, RadiographDataset, build_loader
+from cxr_mlflow.data.prepare import Study
+from cxr_mlflow.data.transforms import AUGMENTATIONS
+from cxr_mlflow.strategies import balance
+from cxr_mlflow.training.callbacks import BestWeights, ProgressLines
+from cxr_mlflow.training.loop import (
+    Callback,
+    EpochResult,
+    Fit,
+    Measure,
+    averaged,
+    build_optimizer,
+    fit,
+    predict,
+)
+
+MAX_GPU_WORKERS = 12
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted network, at its best epoch, and how it got there."""
+
+    network: nn.Module
+    state: Mapping[str, Tensor]
+    best_epoch: int
+    history: pd.DataFrame  # column epoch and one per metric key
+    draws: pd.DataFrame  # column epoch and one per class name
+
+
+def training_set(study: Study, config: TrainConfig, mask_mode: str) -> RadiographDataset:
+    """Training images with their augmentation."""
+    transform = AUGMENTATIONS[config.augment](study.cache.images.shape[-1])
+    rows = study.split.rows("train")
+    return RadiographDataset(
+        study.cache,
+        rows,
+        study.labels,
+        mask_mode=mask_mode,
+        transform=None if config.augment == "none" else transform,
+        seed=config.seed,
+    )
+
+
+def train_loader(
+    study: Study, config: TrainConfig, *, mask_mode: str, device: torch.device
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Batches of augmented training images, drawn as the strategy says."""
+    dataset = training_set(study, config, mask_mode)
+    labels = study.labels[dataset.rows]
+    balancing = balance(config.strategy, labels, study.catalog.classes)
+    sampler = EpochSampler(len(dataset), seed=config.seed, draw_weights=balancing.draw_weights)
+    workers = num_workers(config.workers, device)
+    return build_loader(dataset, sampler, batch_size=config.batch_size, workers=workers)
+
+
+def num_workers(asked: int, device: torch.device) -> int:
+    """Loader processes: beside a GPU several; a CPU is better spent on the network itself."""
+    if asked >= 0:
+        return asked
+    return min(MAX_GPU_WORKERS, torch.get_num_threads()) if device.type == "cuda" else 0
+
+
+def ordered_loader(
+    study: Study, split: str, *, mask_mode: str, batch_size: int
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Every image of a split once, as it is."""
+    rows = study.split.rows(split)
+    dataset = RadiographDataset(study.cache, rows, study.labels, mask_mode=mask_mode)
+    return build_loader(dataset, InOrder(len(rows)), batch_size=batch_size, workers=0)
+
+
+def start_fit(
+    network: nn.Module,
+    config: TrainConfig,
+    *,
+    steps: int,
+    class_weights: NDArray[np.float64] | None,
+    device: torch.device,
+) -> Fit:
+    """Optimizer, schedule, loss and averaged weights for a network about to be trained."""
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(network, lr=config.lr, weight_decay=config.weight_decay)
+    # OneCycleLR divides by the length of each of its two phases less one step.
+    rise = max(config.warmup, 2 / steps) if steps > 4 else 0.5
+    scheduler = OneCycleLR(optimizer, config.lr, total_steps=max(steps, 4), pct_start=rise)
+    weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+    criterion = nn.CrossEntropyLoss(weight, label_smoothing=config.label_smoothing).to(device)
+    return Fit(
+        network,
+        optimizer,
+        scheduler,
+        criterion,
+        device,
+        clip_norm=config.clip_norm,
+        average=averaged(network, config.ema_decay),
+    )
+
+
+def train(
+    network: nn.Module,
+    study: Study,
+    config: TrainConfig,
+    *,
+    mask_mode: str,
+    device: torch.device,
+    measure: Measure,
+    callbacks: Sequence[Callback] = (),
+) -> Trained:
+    """Train a network and bring it to the weights of its best validation macro F1.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Changed in place; ends on `device` with the best weights, in eval mode.
+    measure : callable
+        Validation scores of logits and labels; must give `f1_macro` and `loss`.
+    callbacks : sequence of Callback
+        Called after the best weights of the epoch are kept.
+    """
+    classes = study.catalog.classes
+    loader = train_loader(study, config, mask_mode=mask_mode, device=device)
+    labels = study.labels[study.split.rows("train")]
+    state = start_fit(
+        network,
+        config,
+        steps=config.epochs * len(loader),
+        class_weights=balance(config.strategy, labels, classes).class_weights,
+        device=device,
+    )
+    best = BestWeights("val/f1_macro", config.patience)
+    history = fit(
+        state,
+        loader,
+        ordered_loader(study, "val", mask_mode=mask_mode, batch_size=2 * config.batch_size),
+        epochs=config.epochs,
+        seed=config.seed,
+        measure=measure,
+        num_classes=len(classes),
+        callbacks=[best, ProgressLines(config.epochs, config.batch_size, best), *callbacks],
+    )
+    network.load_state_dict(best.state)
+    return Trained(network.eval(), best.state, best.epoch, *tables(history, classes))
+
+
+def tables(
+    history: Sequence[EpochResult], classes: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """History of metrics and of draws, one row per epoch."""
+    metrics = pd.DataFrame([{"epoch": r.epoch, **r.metrics} for r in history])
+    draws = pd.DataFrame(
+        [{"epoch": r.epoch, **dict(zip(classes, r.draws.tolist(), strict=True))} for r in history]
+    )
+    return metrics, draws
+
+
+def score_split(
+    trained: Trained, study: Study, split: str, *, mask_mode: str, device: torch.device
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Logits (N, C) and labels (N,) of a split, in the order of `study.split.rows`."""
+    loader = ordered_loader(study, split, mask_mode=mask_mode, batch_size=128)
+    return predict(trained.network, loader, device)

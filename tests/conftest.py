@@ -1,0 +1,126 @@
+"""Shared by all tests: small real data, drawn once, and MLflow stores that are thrown away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ.pop("MLFLOW_RUN_ID", None)  # the suite may itself run inside `mlflow run`
+os.environ.pop("CXR_DATA_DIR", None)
+
+with warnings.catch_warnings():  # what the libraries warn of at import is theirs to mend
+    warnings.simplefilter("ignore")
+    import albumentations  # noqa: F401
+    import mlflow
+    import torch  # noqa: F401
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """Folder of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def demo_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demo data set of 24 films a class; do not write into it."""
+    from cxr_mlflow.data.demo import write_demo
+
+    return write_demo(tmp_path_factory.mktemp("demo") / "demo", num_per_class=24)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of decoded images for the whole session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def mini_dir() -> Path:
+    """480 real X-rays, where `data/mini` was unpacked."""
+    folder = ROOT / "data" / "mini" / "COVID-19_Radiography_Dataset"
+    if not folder.is_dir():
+        pytest.skip("no real X-rays here: data/mini is not unpacked")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a migrated, empty sqlite store to copy: the migration takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracking(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Set MLflow on an empty sqlite store of this test, and work in the test's folder."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return uri
+
+
+@pytest.fixture
+def brightness_model(tmp_path: Path) -> Callable[..., Path]:
+    """Write a model folder whose answer can be computed by hand, without torch.
+
+    Classes `Dark Film` and `Normal`; logits 4 - 8 m and 8 m - 4 for a mean grey value m in [0, 1].
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from cxr_mlflow.serving.scorer import ScorerConfig, sha256_of
+
+    def write(mask_mode: str = "none", image_size: int = 32, temperature: float = 1.0) -> Path:
+        folder = tmp_path / f"model-{mask_mode}-{image_size}-{temperature}"
+        folder.mkdir(exist_ok=True)
+        float32 = TensorProto.FLOAT
+        graph = helper.make_graph(
+            [
+                helper.make_node("GlobalAveragePool", ["images"], ["mean"]),
+                helper.make_node("Flatten", ["mean"], ["flat"]),
+                helper.make_node("Gemm", ["flat", "slope", "offset"], ["logits"]),
+            ],
+            "brightness",
+            [
+                helper.make_tensor_value_info(
+                    "images", float32, ["batch", 1, image_size, image_size]
+                )
+            ],
+            [helper.make_tensor_value_info("logits", float32, ["batch", 2])],
+            [
+                numpy_helper.from_array(np.array([[-8.0, 8.0]], np.float32), "slope"),
+                numpy_helper.from_array(np.array([4.0, -4.0], np.float32), "offset"),
+            ],
+        )
+        opset = [helper.make_opsetid("", 18)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+        onnx.save(model, str(folder / "model.onnx"))
+        config = ScorerConfig(
+            classes=("Dark Film", "Normal"),
+            image_size=image_size,
+            mask_mode=mask_mode,
+            model_sha256=sha256_of(folder / "model.onnx"),
+            temperature=temperature,
+            trained_on={"data": "greys"},
+        )
+        (folder / "scorer.json").write_text(config.dumps(), encoding="utf-8")
+        return folder
+
+    return write

@@ -1,0 +1,116 @@
+"""Files that say the same thing say the same thing: options, pins, paths."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+
+from cxr_mlflow.cli import main
+from cxr_mlflow.config import flag
+from tools.write_conda import direct_dependencies, locked_versions
+from tools.write_conda import render as render_conda
+from tools.write_mlproject import ENTRY_POINTS, render
+
+
+def options_of(command: str) -> dict[str, click.Option]:
+    return {p.name: p for p in main.commands[command].params if isinstance(p, click.Option)}
+
+
+def test_mlproject_is_what_the_config_says(repo):
+    assert (repo / "MLproject").read_text() == render(), "run: python tools/write_mlproject.py"
+
+
+@pytest.mark.parametrize("entry_point", sorted(ENTRY_POINTS))
+def test_mlproject_and_command_line_agree(repo, entry_point):
+    declared = yaml.safe_load((repo / "MLproject").read_text())["entry_points"][entry_point]
+    command = ENTRY_POINTS[entry_point][0]
+    options = options_of(command)
+    assert set(declared["parameters"]) == set(options)
+    for name, parameter in declared["parameters"].items():
+        option = options[name]
+        assert f"--{flag(name)} {{{name}}}" in declared["command"]
+        assert f"--{flag(name)}" in option.opts
+        assert parameter["help"].startswith(option.help)
+        default = option.default
+        assert parameter["default"] == (str(default).lower() if option.type is click.BOOL else default)
+        if isinstance(option.type, click.Choice):
+            assert ", ".join(option.type.choices) in parameter["help"]
+
+
+def test_mlproject_has_no_empty_default(repo):
+    project = yaml.safe_load((repo / "MLproject").read_text())
+    for entry in project["entry_points"].values():
+        assert all(p["default"] not in (None, "") for p in entry["parameters"].values())
+
+
+def test_conda_pins_are_the_locks(repo):
+    assert (repo / "conda.yaml").read_text() == render_conda(), "run: make lock"
+
+
+def test_lock_satisfies_pyproject(repo):
+    pyproject = tomllib.loads((repo / "pyproject.toml").read_text())
+    locked = locked_versions((repo / "requirements.lock").read_text())
+    wanted = pyproject["project"]["dependencies"]
+    wanted += pyproject["project"]["optional-dependencies"]["dev"]
+    for line in wanted:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(locked[requirement.name.lower()]), line
+
+
+def test_this_environment_is_the_locked_one(repo):
+    from importlib import metadata
+
+    locked = locked_versions((repo / "requirements.lock").read_text())
+    pyproject = tomllib.loads((repo / "pyproject.toml").read_text())
+    for name in direct_dependencies(pyproject):
+        assert metadata.version(name).split("+")[0] == locked[name], f"{name}: run make install"
+
+
+def test_lock_is_for_every_python_we_allow(repo):
+    for line in (repo / "requirements.lock").read_text().splitlines():
+        marker = Requirement(line).marker
+        if marker and "python_full_version" in str(marker):
+            environment = default_environment() | {"sys_platform": "linux"}
+            assert marker.evaluate(environment | {"python_full_version": "3.11.0"}), line
+
+
+def tracked(repo: Path) -> list[Path]:
+    done = subprocess.run(["git", "-C", str(repo), "ls-files", "-z"], capture_output=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [repo / name for name in done.stdout.decode().split("\0") if name]
+
+
+def test_no_committed_file_names_a_registry_host_or_this_machine(repo):
+    forbidden = re.compile("|".join([r"pypi\.o" "rg", "pythonhosted", r"/wo" "rk/", r"npmjs\.o" "rg"]))
+    for path in tracked(repo):
+        if path.suffix in {".png", ".jpg"} or not path.exists():
+            continue
+        found = forbidden.search(path.read_text(errors="replace"))
+        assert not found, f"{path.relative_to(repo)}: {found}"
+
+
+def test_no_data_or_weights_are_committed(repo):
+    for path in tracked(repo):
+        assert path.suffix not in {".pth", ".safetensors", ".onnx", ".npy", ".npz", ".db"}, path
+        assert "data/" != path.relative_to(repo).as_posix()[:5], path
+
+
+def test_help_does_not_load_the_heavy_packages():
+    code = (
+        "import sys; from click.testing import CliRunner; from cxr_mlflow.cli import main\n"
+        "for args in (['--help'], ['train', '--help'], ['data', '--help']):\n"
+        "    assert CliRunner().invoke(main, args).exit_code == 0\n"
+        "heavy = {'torch', 'mlflow', 'pandas', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
