@@ -54,8 +54,8 @@ class DataConfig(_Checked):
 
     data_dir: str = option(
         AUTO,
-        "Folder (or the Kaggle zip) in the layout CLASS/images, CLASS/masks. 'auto': $CXR_DATA_DIR, "
-        "else data/ here, else the synthetic demo data, said loudly. 'demo': the demo data.",
+        "Folder (or the Kaggle zip) in the layout CLASS/images, CLASS/masks. 'auto': $CXR_DATA_DIR,"
+        " else data/ here, else the synthetic demo data, said loudly. 'demo': the demo data.",
     )
     mask_mode: MaskMode = option(
         "lungs",

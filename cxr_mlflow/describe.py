@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.environment import git_commit
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.metrics import confusion
+from cxr_mlflow.evaluation.plots import plot_samples
 from cxr_mlflow.evaluation.report import NOT_CONTROLLED, RunSummary, summary_lines
-from cxr_mlflow.evaluation.sheets import plot_samples
 from cxr_mlflow.models import LoadedModel
 from cxr_mlflow.names import SPLITS
 from cxr_mlflow.tracking.run import Tracker
@@ -27,123 +29,130 @@ SYNTHETIC = (
     "Synthetic data: drawn by this program, no patient. The scores say that the software works, "
     "and nothing about medicine."
 )
+CODE_DIR = Path(__file__).parents[1]
 SAMPLES_PER_CLASS, COPIES_PER_SAMPLE = 2, 5
 
 
-def is_demo(study: Study) -> bool:
-    """Whether the images are drawn, not taken."""
-    return study.catalog.is_demo
+@dataclass(frozen=True)
+class Plan:
+    """A run that is about to be made: its options, its images, its first weights."""
+
+    config: RunConfig
+    study: Study
+    loaded: LoadedModel
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the images are drawn, not taken."""
+        return self.study.catalog.is_demo
+
+    @cached_property
+    def name(self) -> str:
+        """What the run is, in a word, unless a name was given."""
+        config = self.config
+        if config.tracking.run_name != AUTO:
+            return config.tracking.run_name
+        parts = [config.model.model, config.train.strategy, f"{config.data.image_size}px"]
+        parts += [config.data.mask_mode, f"seed{config.train.seed}", self.study.catalog.name]
+        return "-".join(parts)
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What is said wherever a score of this run is shown."""
+        warnings = [SYNTHETIC] if self.is_demo else []
+        warnings += self.loaded.warnings
+        warnings += left_out(self.study.catalog.problems)
+        return (*warnings, NOT_CONTROLLED)
+
+    def caption(self, what: str = "") -> str:
+        """Subtitle of a figure: the run, what is shown, and what must not be overlooked."""
+        parts = [self.name, what, f"weights={self.loaded.weights}"]
+        parts += ["synthetic data"] if self.is_demo else []
+        return ", ".join(part for part in parts if part)
+
+    def tags(self) -> dict[str, str]:
+        """Tags to group and filter runs by in the UI."""
+        return {
+            "kind": "training",
+            "model": self.config.model.model,
+            "strategy": self.config.train.strategy,
+            "seed": str(self.config.train.seed),
+            "mask_mode": self.config.data.mask_mode,
+            "test_digest": self.study.split.test_digest,
+            **self.provenance(),
+        }
+
+    def provenance(self) -> dict[str, str]:
+        """What a run and a registered version both carry."""
+        return {
+            "data": self.study.catalog.name,
+            "weights": self.loaded.weights,
+            "synthetic": str(self.is_demo).lower(),
+            "controls": "not controlled",
+        }
+
+    def about_model(self) -> dict[str, str]:
+        """What travels with the weights and the served model."""
+        return {
+            "model": self.config.model.model,
+            "strategy": self.config.train.strategy,
+            "data_digest": self.study.catalog.digest,
+            "warnings": " ".join(self.warnings),
+            **self.provenance(),
+        }
 
 
-def what_readers_must_know(study: Study, loaded: LoadedModel) -> tuple[str, ...]:
-    """List what is said wherever a score of this run is shown."""
-    warnings = [SYNTHETIC] if is_demo(study) else []
-    warnings += loaded.warnings
-    if left_out := int(study.catalog.problems["fatal"].sum()):
-        warnings.append(f"{left_out} damaged files were left out (data/problems.csv lists them).")
-    return (*warnings, NOT_CONTROLLED)
+def left_out(problems: pd.DataFrame) -> list[str]:
+    """Warn of damaged files that are not in the data that were used."""
+    number = int(problems["fatal"].sum())
+    return [f"{number} damaged files were left out: see data/problems.csv."] if number else []
 
 
-def run_name(config: RunConfig, study: Study) -> str:
-    """Name that says what the run is, unless one was given."""
-    if config.tracking.run_name != AUTO:
-        return config.tracking.run_name
-    parts = [config.model.model, config.train.strategy, f"{config.data.image_size}px"]
-    parts += [config.data.mask_mode, f"seed{config.train.seed}", study.catalog.name]
-    return "-".join(parts)
-
-
-def grouping_tags(config: RunConfig, study: Study, loaded: LoadedModel) -> dict[str, str]:
-    """Tags to group and filter runs by in the UI."""
-    return {
-        "kind": "training",
-        "model": config.model.model,
-        "strategy": config.train.strategy,
-        "seed": str(config.train.seed),
-        "data": study.catalog.name,
-        "mask_mode": config.data.mask_mode,
-        "weights": loaded.weights,
-        "synthetic": str(is_demo(study)).lower(),
-        "controls": "not controlled",
-        "test_digest": study.split.test_digest,
-    }
-
-
-def about_model(
-    config: RunConfig, study: Study, loaded: LoadedModel, warnings: tuple[str, ...]
-) -> dict[str, str]:
-    """What travels with the weights and the registered version."""
-    return {
-        "data": study.catalog.name,
-        "data_digest": study.catalog.digest,
-        "synthetic": str(is_demo(study)).lower(),
-        "weights": loaded.weights,
-        "model": config.model.model,
-        "strategy": config.train.strategy,
-        "warnings": " ".join(warnings),
-    }
-
-
-def announce(
-    console: Console, name: str, study: Study, loaded: LoadedModel, warnings: tuple[str, ...]
-) -> None:
+def announce(console: Console, plan: Plan) -> None:
     """Say on the terminal what is about to be trained, and what is unusual about it."""
-    console.print(f"[bold]{name}[/bold]")
-    counts = study.counts()
-    console.print(f"data     {study.catalog.root}")
-    for split in SPLITS:
-        row = ", ".join(f"{c} {n:,}" for c, n in counts.loc[split].items())
-        console.print(f"{split:<8} {int(counts.loc[split].sum()):,} images: {row}")
-    console.print(f"weights  {loaded.weights}. {loaded.report}")
-    for warning in warnings:
+    console.print(plan.name, style="bold", markup=False)
+    console.print(f"data     {plan.study.catalog.root}", markup=False)
+    for split, row in plan.study.counts().iterrows():
+        told = ", ".join(f"{name} {count:,}" for name, count in row.items())
+        console.print(f"{split:<8} {row.sum():,} images: {told}")
+    console.print(f"weights  {plan.loaded.weights}", markup=False)
+    if plan.loaded.report:
+        console.print(f"         {plan.loaded.report}", markup=False)
+    for warning in plan.warnings:
         console.print(f"! {warning}", style="bold yellow", markup=False)
 
 
-def augmented_sheet(study: Study, config: RunConfig) -> Figure:
+def augmented_sheet(plan: Plan) -> Figure:
     """Training images as the network gets them: the original, then draws of the real pipeline."""
+    config, study = plan.config, plan.study
     dataset = training_set(study, config.train, config.data.mask_mode)
-    plain = training_set(study, config.train, config.data.mask_mode)
-    plain.transform = None
     labels = study.labels[dataset.rows]
     picked = [
-        int(index)
+        int(row)
         for label in range(len(study.catalog.classes))
-        for index in np.flatnonzero(labels == label)[:SAMPLES_PER_CLASS]
+        for row in np.flatnonzero(labels == label)[:SAMPLES_PER_CLASS]
     ]
-    rows = []
-    for index in picked:
-        copies = [dataset.pixels(Draw(k + 1, index, index)) for k in range(COPIES_PER_SAMPLE)]
-        rows.append(np.stack([plain.pixels(Draw(0, index, index)), *copies]))
-    titles = [study.catalog.classes[labels[index]] for index in picked]
+    draws = [[Draw(k + 1, row, row) for k in range(COPIES_PER_SAMPLE)] for row in picked]
+    copies = [np.stack([dataset.pixels(draw) for draw in each]) for each in draws]
+    dataset.transform = None
+    originals = [dataset.pixels(Draw(0, row, row))[None] for row in picked]
     return plot_samples(
-        np.stack(rows),
-        titles,
-        subtitle=f"augment={config.train.augment}, "
-        f"mask_mode={config.data.mask_mode}, {config.data.image_size} px",
+        np.stack([np.concatenate(pair) for pair in zip(originals, copies, strict=True)]),
+        [study.catalog.classes[labels[row]] for row in picked],
+        subtitle=plan.caption(f"augment={config.train.augment}"),
     )
 
 
-def summarize(
-    config: RunConfig,
-    study: Study,
-    loaded: LoadedModel,
-    trained: Trained,
-    result: Assessment,
-    warnings: tuple[str, ...],
-    name: str,
-) -> RunSummary:
+def summarize(plan: Plan, trained: Trained, result: Assessment) -> RunSummary:
     """Gather what note and terminal tell."""
-    counts = study.counts().sum(axis=1)
+    config, study = plan.config, plan.study
+    sizes = {split: len(study.split.rows(split)) for split in SPLITS}
     classes = study.catalog.classes
-    true, predicted = (
-        pd.Categorical(result.predictions[column], categories=list(classes)).codes.astype(np.int64)
-        for column in ("true", "predicted")
-    )
     return RunSummary(
-        run_name=name,
+        run_name=plan.name,
         model=config.model.model,
         strategy=config.train.strategy,
-        weights=loaded.weights,
+        weights=plan.loaded.weights,
         seed=config.train.seed,
         image_size=config.data.image_size,
         mask_mode=config.data.mask_mode,
@@ -152,32 +161,39 @@ def summarize(
         data_name=study.catalog.name,
         data_digest=study.catalog.digest,
         split_digest=study.split.digest,
-        num_train=int(counts["train"]),
-        num_val=int(counts["val"]),
-        num_test=int(counts["test"]),
+        num_train=sizes["train"],
+        num_val=sizes["val"],
+        num_test=sizes["test"],
         classes=classes,
         metrics=result.metrics,
         intervals=result.intervals,
-        confusion=confusion(true, predicted, len(classes)),
-        warnings=warnings,
+        confusion=confusion(result.y_true, result.probabilities.argmax(axis=1), len(classes)),
+        warnings=plan.warnings,
         num_duplicate_groups=int((np.bincount(study.duplicates.groups) > 1).sum()),
-        git_commit=git_commit(Path(__file__).parents[1]),
+        git_commit=git_commit(CODE_DIR),
     )
 
 
 def closing_lines(summary: RunSummary, run: Tracker, tracking_uri: str) -> list[str]:
-    """Write the last lines of a run: scores, where its pictures are, the model, the next command."""
-    told = summary.registered_version or "not registered (--register false)"
-    ui = f"mlflow server --backend-store-uri {tracking_uri} --host 127.0.0.1 --port 5000"
+    """Write the last lines of a run: scores, where its pictures are, the model."""
+    return [
+        "",
+        *summary_lines(summary),
+        *where_lines(summary.run_name, run, tracking_uri),
+        f"model     {summary.registered_version or 'not registered (--register false)'}",
+    ]
+
+
+def where_lines(name: str, run: Tracker, tracking_uri: str) -> list[str]:
+    """Tell where a run is to be seen."""
     if tracking_uri.startswith("http"):
         ui = f"{tracking_uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
     elif os.environ.get("MAKELEVEL"):
         ui = "make ui"
+    else:
+        ui = f"mlflow server --backend-store-uri {tracking_uri} --host 127.0.0.1 --port 5000"
     return [
-        "",
-        *summary_lines(summary),
-        f"run       {run.run_id} ({summary.run_name})",
-        f"pictures  {run.artifact_uri()} (test/, training/, data/)",
-        f"model     {told}",
+        f"run       {run.run_id} ({name})",
+        f"pictures  {run.artifact_uri()}",
         f"see it    {ui}",
     ]

@@ -69,12 +69,14 @@ class GreyConv(nn.Conv2d):
         per_std = rgb.weight.detach() / torch.tensor(IMAGENET_STD)[:, None, None]
         per_mean = per_std * torch.tensor(IMAGENET_MEAN)[:, None, None]
         self.weight = nn.Parameter(per_std.sum(1, keepdim=True))
+        self.shift: Tensor
         self.register_buffer("shift", per_mean.sum(1, keepdim=True))  # (out, 1, k, k)
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolve float (B, 1, H, W) in [0, 1]."""
         ones = torch.ones_like(images[:1])
-        constant = F.conv2d(ones, self.shift, stride=self.stride, padding=self.padding)
+        padding = self.padding if isinstance(self.padding, str) else tuple(self.padding)
+        constant = F.conv2d(ones, self.shift, None, self.stride, padding)
         return super().forward(images) - constant
 
 
@@ -192,8 +194,8 @@ def fetch_imagenet() -> dict[str, Tensor]:
     if not result:
         reason = f"{failure[0]}" if failure else f"no answer in {FETCH_SECONDS:.0f} s"
         raise InputError(
-            f"--weights=imagenet: the download of ResNet18_Weights.IMAGENET1K_V1 failed ({reason}). "
-            "Go online once, put the file into torch's hub cache, or pass --weights FILE"
+            "--weights=imagenet: the download of ResNet18_Weights.IMAGENET1K_V1 failed "
+            f"({reason}). Go online once, put the file into torch's hub cache, or pass --weights FILE"
         )
     return result[0]
 

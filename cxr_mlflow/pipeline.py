@@ -16,25 +16,26 @@ from torch import Tensor, nn
 from cxr_mlflow.config import AUTO, RunConfig
 from cxr_mlflow.data.dataset import Draw
 from cxr_mlflow.data.duplicates import plot_contact_sheet
-from cxr_mlflow.data.prepare import Study, prepare
+from cxr_mlflow.data.prepare import prepare
 from cxr_mlflow.data.preprocess import needs_mask
 from cxr_mlflow.describe import (
-    about_model,
+    CODE_DIR,
+    Plan,
     announce,
     augmented_sheet,
     closing_lines,
-    grouping_tags,
-    is_demo,
-    run_name,
     summarize,
-    what_readers_must_know,
 )
 from cxr_mlflow.environment import git_commit, package_versions
 from cxr_mlflow.evaluation.assessment import Assessment, assess, softmax, validation_scores
+from cxr_mlflow.evaluation.plots import (
+    plot_class_distribution,
+    plot_draws,
+    plot_history,
+    plot_worst_errors,
+)
 from cxr_mlflow.evaluation.report import RunSummary, metrics_json, worst_errors, write_note
-from cxr_mlflow.evaluation.sheets import plot_worst_errors
-from cxr_mlflow.evaluation.training_plots import plot_class_distribution, plot_draws, plot_history
-from cxr_mlflow.models import LoadedModel, load_model
+from cxr_mlflow.models import load_model
 from cxr_mlflow.names import SPLITS
 from cxr_mlflow.serving.gate import check_model_loads
 from cxr_mlflow.serving.package import log_model, write_folder
@@ -77,50 +78,43 @@ def run_experiment(config: RunConfig) -> Outcome:
         If data, weights or options cannot be used as asked. Where that shows before the run is
         opened, no run is opened.
     """
-    console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     tracking_uri = use_tracking_uri()
     device = pick_device(config.train.device)
     study = prepare(config.data)
+    classes, mask_mode = study.catalog.classes, config.data.mask_mode
     loaded = load_model(
-        config.model.model,
-        len(study.catalog.classes),
-        weights=config.model.weights,
-        seed=config.train.seed,
+        config.model.model, len(classes), weights=config.model.weights, seed=config.train.seed
     )
-    warnings = what_readers_must_know(study, loaded)
-    name = run_name(config, study)
-    announce(console, name, study, loaded, warnings)
-    with open_run(config.tracking.experiment, name, grouping_tags(config, study, loaded)) as run:
-        start_record(run, config, study, loaded)
+    plan = Plan(config, study, loaded)
+    announce(Console(file=sys.stderr, highlight=False, soft_wrap=True), plan)
+    with open_run(config.tracking.experiment, plan.name, plan.tags()) as run:
+        start_record(run, plan)
         trained = train(
             loaded.network,
             study,
             config.train,
-            mask_mode=config.data.mask_mode,
+            mask_mode=mask_mode,
             device=device,
-            measure=lambda logits, y: validation_scores(logits, y, study.catalog.classes),
-            callbacks=[EpochRecorder(run, study.catalog.classes)],
+            measure=lambda logits, labels: validation_scores(logits, labels, classes),
+            callbacks=[EpochRecorder(run, classes)],
         )
-        logits, _ = score_split(
-            trained, study, "test", mask_mode=config.data.mask_mode, device=device
-        )
+        logits, _ = score_split(trained, study, "test", mask_mode=mask_mode, device=device)
         rows = study.split.rows("test")
         result = assess(
             study.catalog.table.iloc[rows].reset_index(drop=True),
             softmax(logits),
-            study.catalog.classes,
+            classes,
             split="test",
-            subtitle=f"{name}: test, n = {len(rows):,}"
-            + (" (synthetic)" if is_demo(study) else ""),
+            subtitle=plan.caption(f"test, n = {len(rows):,}"),
             samples=config.tracking.bootstrap_samples,
             groups=study.duplicates.groups[rows],
         )
         record_assessment(run, result)
-        draw_sheets(run, config, study, trained, result)
-        summary = summarize(config, study, loaded, trained, result, warnings, name)
-        model_uri = log_network(run, config, study, loaded, trained, warnings)
+        draw_sheets(run, plan, trained, result)
+        summary = summarize(plan, trained, result)
+        model_uri = log_network(run, plan, trained)
         if config.tracking.register:
-            registered = enter_registry(run, config, study, result, model_uri, summary)
+            registered = enter_registry(run, plan, result, model_uri, summary)
             summary = replace(summary, registered_version=registered)
         record_end(
             run,
@@ -149,30 +143,32 @@ class EpochRecorder:
         return False
 
 
-def start_record(run: Tracker, config: RunConfig, study: Study, loaded: LoadedModel) -> None:
+def start_record(run: Tracker, plan: Plan) -> None:
     """Collect what a run tells before training."""
+    study = plan.study
     catalog, split = study.catalog, study.split
-    params = {
-        **config.to_params(),
-        "data_digest": catalog.digest,
-        "split_digest": split.digest,
-        "test_digest": split.test_digest,
-        "first_weights": loaded.weights,
-        "git_commit": git_commit(Path(__file__).parents[1]),
-        **package_versions(),
-    }
     sheets: dict[str, Figure] = {
-        "data/class_distribution.png": plot_class_distribution(study.counts()),
-        "data/augmented_samples.png": augmented_sheet(study, config),
+        "data/class_distribution.png": plot_class_distribution(
+            study.counts(), subtitle=plan.caption()
+        ),
+        "data/augmented_samples.png": augmented_sheet(plan),
     }
     if len(study.duplicates.pairs):
         sheets["data/near_duplicates.png"] = plot_contact_sheet(catalog.table, study.duplicates)
-    told = split.table.merge(catalog.table[["image_id", "source"]], on="image_id", how="left")
+    told = split.table.drop(columns="group")  # whole numbers make MLflow warn of missing values
     contexts = zip(SPLITS, ("training", "validation", "testing"), strict=True)
     record_start(
         run,
-        params=params,
-        config=asdict(config),
+        params={
+            **plan.config.to_params(),
+            "data_digest": catalog.digest,
+            "split_digest": split.digest,
+            "test_digest": split.test_digest,
+            "first_weights": plan.loaded.weights,
+            "git_commit": git_commit(CODE_DIR),
+            **package_versions(),
+        },
+        config=asdict(plan.config),
         tables={"data/problems.csv": catalog.problems},
         figures=sheets,
         datasets={
@@ -185,36 +181,36 @@ def start_record(run: Tracker, config: RunConfig, study: Study, loaded: LoadedMo
         run.log_file(Path(folder) / "split.csv", "data")
 
 
-def draw_sheets(
-    run: Tracker, config: RunConfig, study: Study, trained: Trained, result: Assessment
-) -> None:
+def draw_sheets(run: Tracker, plan: Plan, trained: Trained, result: Assessment) -> None:
     """Log how training went, and the errors the model was surest of."""
-    classes = study.catalog.classes
+    study, config = plan.study, plan.config
+    caption = plan.caption()
     run.log_csv(trained.history, "training/history.csv")
     run.log_csv(trained.draws, "training/draws.csv")
-    curves = plot_history(trained.history, best_epoch=trained.best_epoch)
+    curves = plot_history(trained.history, best_epoch=trained.best_epoch, subtitle=caption)
     run.log_figure(curves, "training/curves.png")
     run.log_comparable(curves, "training_curves")
-    available = study.counts().loc["train"].to_dict()
-    run.log_figure(plot_draws(trained.draws, classes, available=available), "training/draws.png")
+    classes = study.catalog.classes
+    counts = np.bincount(study.labels[study.split.rows("train")], minlength=len(classes))
+    drawn = plot_draws(
+        trained.draws,
+        classes,
+        available=dict(zip(classes, counts.tolist(), strict=True)),
+        subtitle=caption,
+    )
+    run.log_figure(drawn, "training/draws.png")
     worst = worst_errors(result.predictions)
     if len(worst):
         dataset = training_set(study, config.train, config.data.mask_mode)
         dataset.transform, dataset.rows = None, study.split.rows("test")
         pixels = np.stack([dataset.pixels(Draw(0, 0, int(place))) for place in worst.index])
-        run.log_figure(plot_worst_errors(pixels, worst), "test/worst_errors.png")
+        sheet = plot_worst_errors(pixels, worst, subtitle=caption)
+        run.log_figure(sheet, "test/worst_errors.png")
 
 
-def log_network(
-    run: Tracker,
-    config: RunConfig,
-    study: Study,
-    loaded: LoadedModel,
-    trained: Trained,
-    warnings: tuple[str, ...],
-) -> str:
+def log_network(run: Tracker, plan: Plan, trained: Trained) -> str:
     """Log the weights, and the exported network as an MLflow model; return the model's URI."""
-    about = about_model(config, study, loaded, warnings) | {"run_id": run.run_id}
+    about = plan.about_model() | {"run_id": run.run_id}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_weights(trained.state, folder / "weights.safetensors", about=about)
@@ -222,9 +218,9 @@ def log_network(
         write_folder(
             folder / "model",
             trained.network.cpu(),
-            classes=study.catalog.classes,
-            image_size=config.data.image_size,
-            mask_mode=config.data.mask_mode,
+            classes=plan.study.catalog.classes,
+            image_size=plan.config.data.image_size,
+            mask_mode=plan.config.data.mask_mode,
             trained_on=about,
         )
         model_uri = log_model(folder / "model", run_id=run.run_id, tags=about)
@@ -233,12 +229,7 @@ def log_network(
 
 
 def enter_registry(
-    run: Tracker,
-    config: RunConfig,
-    study: Study,
-    result: Assessment,
-    model_uri: str,
-    summary: RunSummary,
+    run: Tracker, plan: Plan, result: Assessment, model_uri: str, summary: RunSummary
 ) -> str:
     """Register the logged model if it loads in a clean process; tell as what.
 
@@ -247,8 +238,8 @@ def enter_registry(
     NotRegistered
         If it does not load, or does not predict what the network did.
     """
-    rows = study.split.rows("test")[:GATE_IMAGES]
-    table = study.catalog.table.iloc[rows]
+    config, study = plan.config, plan.study
+    table = study.catalog.table.iloc[study.split.rows("test")[:GATE_IMAGES]]
     masked = needs_mask(config.data.mask_mode)
     gate = check_model_loads(
         model_uri,
@@ -259,14 +250,8 @@ def enter_registry(
     run.log_json({**gate.tags(), "reasons": list(gate.reasons)}, "model_gate.json")
     name = config.tracking.registered_model
     if name == AUTO:
-        name = "cxr-classifier-demo" if is_demo(study) else "cxr-classifier"
-    tags = {
-        "f1_macro": f"{result.metrics['f1_macro']:.4f}",
-        "data": summary.data_name,
-        "synthetic": str(is_demo(study)).lower(),
-        "weights": summary.weights,
-        "controls": "not controlled",
-    }
+        name = "cxr-classifier-demo" if plan.is_demo else "cxr-classifier"
+    tags = plan.provenance() | {"f1_macro": f"{result.metrics['f1_macro']:.4f}"}
     version = register(model_uri, name=name, gate=gate, tags=tags, description=write_note(summary))
     verdict = promote(name, version, samples=config.tracking.bootstrap_samples)
     alias = "champion" if verdict.promoted else "challenger"

@@ -17,6 +17,7 @@ with warnings.catch_warnings():  # what the libraries warn of at import is their
     warnings.simplefilter("ignore")
     import albumentations  # noqa: F401
     import mlflow
+    import mlflow.pyfunc
     import torch  # noqa: F401
 
 import numpy as np

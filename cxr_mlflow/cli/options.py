@@ -22,6 +22,12 @@ CONTEXT: dict[str, Any] = {
 }
 
 
+class _OneLine(click.ClickException):
+    """Printed as `Error: ...`, status 2."""
+
+    exit_code = 2
+
+
 class _InputErrors:
     """Print an `InputError` as one line and leave with status 2, as click does for its own."""
 
@@ -29,16 +35,15 @@ class _InputErrors:
         try:
             return super().invoke(ctx)  # type: ignore[misc]
         except InputError as error:
-            problem = click.ClickException(str(error))
-            problem.exit_code = 2
-            raise problem from error
+            raise _OneLine(str(error)) from error
 
 
 class CxrCommand(_InputErrors, click.Command):
     """A command whose user errors are one line; an option given twice is refused."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        names = [name for name in _long_options(args)]
+        """Look for options given twice, then parse."""
+        names = _long_options(args)
         known = {opt for p in self.params if not getattr(p, "multiple", False) for opt in p.opts}
         for name in sorted(known):
             if names.count(name) > 1:
@@ -58,13 +63,14 @@ class CxrGroup(_InputErrors, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which name is near."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.commands, n=1)
-            if near:
-                error.message += f" Did you mean {near[0]!r}?"
-            raise
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from error
 
 
 CxrGroup.group_class = CxrGroup

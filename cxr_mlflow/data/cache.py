@@ -89,7 +89,7 @@ def load_cache(
         build_folder(folder, lambda target: _build(target, catalog, shape, mask_mode, progress))
         try:
             return _open(folder, shape)
-        except (OSError, ValueError):  # somebody cut or removed a file: it is made again
+        except (OSError, EOFError, ValueError):  # somebody cut or removed a file: it is made again
             shutil.rmtree(folder, ignore_errors=True)
     raise InputError(f"{folder}: cannot be read back; name another disk with --cache-dir")
 

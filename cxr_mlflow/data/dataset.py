@@ -24,7 +24,7 @@ class Draw(NamedTuple):
 
     epoch: int
     place: int
-    index: int
+    row: int
 
 
 def mix(*numbers: int) -> int:
@@ -68,7 +68,7 @@ class RadiographDataset(Dataset[tuple[Tensor, int]]):
 
     def pixels(self, draw: Draw) -> NDArray[np.uint8]:
         """8-bit pixels (S, S) of a draw, augmented and masked: what the network sees."""
-        row = self.rows[draw.index]
+        row = self.rows[draw.row]
         image, mask = np.asarray(self.cache.images[row]), np.asarray(self.cache.masks[row])
         if self.transform is not None:
             image, mask = augment(
@@ -77,7 +77,7 @@ class RadiographDataset(Dataset[tuple[Tensor, int]]):
         return apply_mask(image, mask, self.mask_mode)
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], int]:  # type: ignore[override]
-        return self.pixels(draw), int(self.labels[self.rows[draw.index]])
+        return self.pixels(draw), int(self.labels[self.rows[draw.row]])
 
 
 class EpochSampler(Sampler[Draw]):

@@ -82,10 +82,9 @@ def write_demo(
         raise InputError("the demo needs at least one image per class")
     if seed < 0:
         raise InputError(f"--seed={seed} must not be negative")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: not an empty folder; name a new one for the demo data")
+    _check_empty(folder)
     marker = f"cxr_mlflow demo data, version {DEMO_VERSION}, seed {seed}, {dict(num_per_class)}\n"
-    with explained(folder.parent, "another folder"):
+    with explained(folder.parent, "name another folder for the demo data"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{folder.name.lstrip('.')}-"
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
@@ -102,6 +101,11 @@ def write_demo(
     return folder
 
 
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: not an empty folder; name a new one for the demo data")
+
+
 def _move_into_place(temporary: Path, folder: Path, marker: str) -> None:
     """Rename; if another process put the same demo set there meanwhile, that one stays."""
     try:
@@ -109,8 +113,10 @@ def _move_into_place(temporary: Path, folder: Path, marker: str) -> None:
             folder.rmdir()
         os.rename(temporary, folder)
     except OSError:
-        if not is_demo(folder) or (folder / MARKER).read_text(encoding="utf-8") != marker:
-            raise
+        if is_demo(folder) and (folder / MARKER).read_text(encoding="utf-8") == marker:
+            return
+        _check_empty(folder)
+        raise
 
 
 def _write_class(root: Path, name: str, count: int, seed: int) -> None:

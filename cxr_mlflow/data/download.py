@@ -7,6 +7,7 @@ runs in a process of its own, which is ended when nothing arrives for `SILENCE` 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -59,7 +60,7 @@ def download(dest: Path, *, silence: float = SILENCE) -> Path:
             f"pip install 'cxr-mlflow[download]' adds). {BY_HAND}"
         )
     staging = dest / STAGING
-    with explained(dest, "DEST"):
+    with explained(dest, "name another folder to download to"):
         staging.mkdir(parents=True, exist_ok=True)
         found = _fetch([sys.executable, "-m", __name__, str(staging)], staging, silence)
         root = find_root(found)
@@ -74,7 +75,6 @@ def _fetch(command: Sequence[str], staging: Path, silence: float) -> Path:
     """Run the fetching process until it ends or falls silent; return the folder it tells of."""
     told, failed = staging / "path", staging / "error"
     told.unlink(missing_ok=True)
-    failed.unlink(missing_ok=True)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         held, since = _bytes_in(staging), time.monotonic()
@@ -94,7 +94,12 @@ def _fetch(command: Sequence[str], staging: Path, silence: float) -> Path:
         process.kill()
         process.wait()
     if status != 0 or not told.is_file():
-        reason = failed.read_text(encoding="utf-8") if failed.is_file() else f"status {status}"
+        reason = f"status {status}"
+        if failed.is_file():
+            reason = failed.read_text(encoding="utf-8")
+            failed.unlink()
+        with contextlib.suppress(OSError):
+            staging.rmdir()  # unless part of the data is in it
         raise InputError(f"Kaggle's data could not be fetched ({reason}). {BY_HAND}")
     return Path(told.read_text(encoding="utf-8"))
 

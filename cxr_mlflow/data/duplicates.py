@@ -118,7 +118,9 @@ def _find_pairs(
     distinct = np.sort(firsts)
     maps = _describe(thumbnails[distinct])
     found = [_verify(maps, i, j, direct, threshold) for i, j, direct in _candidates(maps)]
-    near = pd.DataFrame(np.concatenate(found), columns=["i", "j", "similarity"])
+    near = pd.DataFrame(
+        np.concatenate([np.empty((0, 3)), *found]), columns=["i", "j", "similarity"]
+    )
     near[["i", "j"]] = distinct[near[["i", "j"]].to_numpy(np.int64)]
     exact = pd.DataFrame({"i": firsts[member_of][copies], "j": copies, "similarity": 1.0})
     pairs = pd.concat([exact.assign(exact=True), near.assign(exact=False)])
@@ -143,7 +145,7 @@ def _candidates(
     maps: Floats,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Floats]]:
     """Yield (i, j, correlation) of the pairs i < j above `CANDIDATE`, block by block."""
-    flat = maps.reshape(len(maps), -1)
+    flat = maps.reshape(len(maps), maps.shape[1] * maps.shape[2])
     step = max(1, _BLOCK // max(len(flat), 1))
     for start in range(0, len(flat), step):
         block = flat[start : start + step] @ flat[start:].T

@@ -58,7 +58,8 @@ def draw_film(class_name: str, seed: tuple[int, ...]) -> tuple[Pixels, Pixels]:
     total = _draw_chest(chest, rng)
     found = FINDINGS[class_name](chest, np.random.default_rng((*seed, 1)))
     mask = Image.fromarray(chest.lungs).resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR)
-    image = _expose(total, found * chest.lungs, rng)
+    inside = np.clip(2 * chest.lungs - 1, 0, 1)  # of what the mask shows, not of the soft border
+    image = _expose(total, found * inside, rng)
     return image, np.where(np.asarray(mask) > 0.5, 255, 0).astype(np.uint8)
 
 

@@ -75,7 +75,11 @@ def prepare(data: DataConfig, *, progress: bool = True) -> Study:
         If the data cannot be used as asked; the message names file or flag.
     """
     catalog = open_catalog(data, progress=progress)
-    duplicates = find_groups(catalog.thumbnails, catalog.table["pixel_hash"].to_numpy())
+    duplicates = find_groups(
+        catalog.thumbnails,
+        catalog.table["pixel_hash"].tolist(),
+        cache_dir=cache_folder(data),
+    )
     if data.split_file == NONE:
         split = make_split(
             catalog,

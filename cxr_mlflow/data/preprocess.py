@@ -187,6 +187,8 @@ def fit_to_size(
         box = np.array(lung_box(mask), np.float64)
         scale = np.repeat(np.divide(image.shape, mask.shape), 2)  # height twice, width twice
         top, bottom, left, right = np.rint(box * scale).astype(int)
+        top, left = min(top, image.shape[0] - 1), min(left, image.shape[1] - 1)
+        bottom, right = max(bottom, top + 1), max(right, left + 1)  # a pixel at least
         image = np.ascontiguousarray(image[top:bottom, left:right])
         top, bottom, left, right = box.astype(int)
         mask = np.ascontiguousarray(mask[top:bottom, left:right])

@@ -65,7 +65,7 @@ class Split:
 
     def save(self, path: Path) -> None:
         """Write the table as CSV, for `--split-file`."""
-        with write_whole(path) as temporary:
+        with write_whole(path, "write it elsewhere") as temporary:
             self.table.to_csv(temporary, index=False, lineterminator="\n")
 
 

@@ -22,36 +22,44 @@ from cxr_mlflow.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+ANOTHER_CACHE = "name another folder with --cache-dir"
 NUM_THREADS = os.cpu_count() or 1
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 @contextmanager
-def explained(folder: Path, flag: str = "--cache-dir") -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into an `InputError` that names it and the flag."""
+def explained(folder: Path, advice: str) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into an `InputError` that names it."""
     try:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise InputError(
-                f"{folder}: no space left on the disk; free some, or name another with {flag}"
+                f"{folder}: no space left on the disk; free some, or {advice}"
             ) from error
         if error.errno in _NO_ACCESS:
-            raise InputError(f"{folder}: not allowed to write; name another with {flag}") from error
+            raise InputError(f"{folder}: cannot be written ({error.strerror}); {advice}") from error
         raise
 
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
+def write_whole(path: Path, advice: str = ANOTHER_CACHE) -> Iterator[Path]:
     """Write a file so that readers see all of it or the old one, also after a crash.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder is made where it is missing.
+    advice : str
+        What to do if the disk is full or the folder closed, for the message.
 
     Yields
     ------
     Path
         A temporary file beside `path`, which takes its place when the block ends without error.
     """
-    with explained(path.parent):
+    with explained(path.parent, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         os.close(handle)
@@ -85,7 +93,7 @@ def build_folder(folder: Path, build: Callable[[Path], object]) -> Path:
     """
     if folder.is_dir():
         return folder
-    with explained(folder.parent):
+    with explained(folder.parent, ANOTHER_CACHE):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if folder.is_dir():

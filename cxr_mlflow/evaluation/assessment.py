@@ -27,6 +27,7 @@ class Assessment:
     metrics: dict[str, float]
     intervals: dict[str, Interval]
     predictions: pd.DataFrame
+    y_true: NDArray[np.int64] = field(repr=False)  # (N,)
     probabilities: NDArray[np.float64] = field(repr=False)  # (N, C)
     figures: dict[str, Figure] = field(repr=False)  # artifact name without folder -> figure
 
@@ -106,6 +107,7 @@ def assess(
         evaluate(y_true, probabilities, classes),
         bootstrap_intervals(y_true, probabilities, classes, groups=groups, samples=samples),
         predictions,
+        y_true,
         probabilities,
         figures,
     )

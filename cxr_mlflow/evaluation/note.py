@@ -27,6 +27,8 @@ HEADLINES = {
     "mcc": "MCC",
 }
 NOT_MEASURED = "–"
+TABLES = ("scores per class", "confusion", "facts")  # in the order of the note
+LEFT_OUT_FIRST = ("confusion", "scores per class", "facts")
 _MOST_WARNINGS, _WARNING_LENGTH, _FACT_LENGTH = 8, 300, 120
 
 
@@ -75,15 +77,56 @@ def write_note(summary: RunSummary) -> str:
         At most `NOTE_LIMIT` characters. Where that is too little (many classes), whole tables are
         left out and the note names them.
     """
-    head = [f"## {_escape(summary.run_name)}", _read_first(summary.warnings), _scores(summary)]
+    scored = (summary.metrics, summary.intervals, summary.level)
+    head = [f"## {_escape(summary.run_name)}", _read_first(summary.warnings), _scores(*scored)]
     tables = {
-        "scores per class": _class_table(summary),
+        "scores per class": _class_table(*scored, summary.classes),
         "facts": _fact_table(summary),
         "confusion": _confusion_table(summary),
     }
-    order = ["scores per class", "confusion", "facts"]
-    for missing in ([], ["confusion"], ["confusion", "scores per class"], order):
-        parts = [*head, *(tables[name] for name in order if name not in missing)]
+    return _fit(head, tables)
+
+
+def write_scores(
+    name: str,
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, Interval],
+    classes: Sequence[str],
+    warnings: Sequence[str] = (),
+    *,
+    level: float = 0.95,
+) -> str:
+    """Write the Markdown note of a run that only scored a model: no facts of a training.
+
+    Parameters
+    ----------
+    name : str
+        The headline.
+    metrics, intervals : mapping
+        As `metrics.evaluate` and `intervals.bootstrap_intervals` return them.
+    classes : sequence of C names
+        In index order.
+    warnings : sequence of str
+        What a reader must know before the scores.
+    level : float
+        Level of the intervals.
+
+    Returns
+    -------
+    str
+        At most `NOTE_LIMIT` characters, as in `write_note`.
+    """
+    head = [f"## {_escape(name)}", _read_first(warnings), _scores(metrics, intervals, level)]
+    return _fit(head, {"scores per class": _class_table(metrics, intervals, level, classes)})
+
+
+def _fit(head: Sequence[str], tables: Mapping[str, str]) -> str:
+    """Join the parts; whole tables are left out, and named, until the note fits."""
+    kept = [name for name in TABLES if name in tables]
+    expendable = [name for name in LEFT_OUT_FIRST if name in tables]
+    for count in range(len(expendable) + 1):
+        missing = expendable[:count]
+        parts = [*head, *(tables[name] for name in kept if name not in missing)]
         if missing:
             parts.append(f"Left out here for length, see the artifacts: {', '.join(missing)}.")
         parts.append(f"*{DISCLAIMER}*")
@@ -102,12 +145,13 @@ def summary_lines(summary: RunSummary) -> list[str]:
         Plain text. A line of headline scores, one of the F1 of each class, then a line that
         starts with "! " for each warning.
     """
+    metrics = summary.metrics
     scores = [
-        f"{name} {_score(summary, key)}{_interval(summary, key, ' ({}-{})')}"
+        f"{name} {_number(metrics.get(key))}{_interval(summary.intervals, key, ' ({}-{})')}"
         for key, name in HEADLINES.items()
     ]
     by_class = [
-        f"{name} {_score(summary, f'f1/{key}')}"
+        f"{name} {_number(metrics.get(f'f1/{key}'))}"
         for name, key in zip(summary.classes, class_slugs(summary.classes), strict=True)
     ]
     return [
@@ -126,25 +170,30 @@ def _read_first(warnings: Sequence[str]) -> str:
     return "\n".join(["> **Read this first**", ">", *(f"> - {line}" for line in lines)])
 
 
-def _scores(summary: RunSummary) -> str:
-    form = f" ({summary.level:.0%} interval {{}} to {{}})"
+def _scores(metrics: Mapping[str, float], intervals: Mapping[str, Interval], level: float) -> str:
+    headline = _interval(intervals, "f1_macro", f" ({level:.0%} interval {{}} to {{}})")
     lines = [
-        f"**Test macro F1 {_score(summary, 'f1_macro')}**{_interval(summary, 'f1_macro', form)}",
+        f"**Test macro F1 {_number(metrics.get('f1_macro'))}**{headline}",
         "",
         "| score | value | interval |",
         "|---|---:|---:|",
     ]
     for key, name in HEADLINES.items():
-        interval = _interval(summary, key, "{} to {}") or NOT_MEASURED
-        lines.append(f"| {name} | {_score(summary, key)} | {interval} |")
+        interval = _interval(intervals, key, "{} to {}") or NOT_MEASURED
+        lines.append(f"| {name} | {_number(metrics.get(key))} | {interval} |")
     return "\n".join(lines)
 
 
-def _class_table(summary: RunSummary) -> str:
-    table = metric_table(summary.metrics, summary.classes)
-    f1_keys = [*(f"f1/{key}" for key in class_slugs(summary.classes)), "f1_macro", "f1_weighted"]
+def _class_table(
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, Interval],
+    level: float,
+    classes: Sequence[str],
+) -> str:
+    table = metric_table(metrics, classes)
+    f1_keys = [*(f"f1/{key}" for key in class_slugs(classes)), "f1_macro", "f1_weighted"]
     lines = [
-        f"| class | n | precision | recall | specificity | F1 ({summary.level:.0%} interval) "
+        f"| class | n | precision | recall | specificity | F1 ({level:.0%} interval) "
         "| AP | ROC AUC |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -153,11 +202,11 @@ def _class_table(summary: RunSummary) -> str:
         for metric in ("precision", "recall", "specificity", "f1", "average_precision", "roc_auc"):
             cells.append(_number(row[metric]))
             if metric == "f1":
-                cells[-1] += _interval(summary, key, " ({}–{})")
+                cells[-1] += _interval(intervals, key, " ({}–{})")
         lines.append(f"| {' | '.join(cells)} |")
     if table[list(PER_CLASS)].isna().any(axis=None):
         lines += ["", f"{NOT_MEASURED}: not measured, because a class has no test image."]
-    shown = [summary.intervals[key] for key in f1_keys if key in summary.intervals]
+    shown = [intervals[key] for key in f1_keys if key in intervals]
     if any(interval.low == interval.high for interval in shown):
         lines += [
             "",
@@ -200,13 +249,9 @@ def _fact_table(summary: RunSummary) -> str:
     return "\n".join(["### Facts", "", "| what | value |", "|---|---|", *rows])
 
 
-def _score(summary: RunSummary, key: str) -> str:
-    return _number(summary.metrics.get(key))
-
-
-def _interval(summary: RunSummary, key: str, form: str) -> str:
+def _interval(intervals: Mapping[str, Interval], key: str, form: str) -> str:
     """`form` filled with the ends of an interval; empty where there is none."""
-    interval = summary.intervals.get(key)
+    interval = intervals.get(key)
     if interval is None or math.isnan(interval.low):
         return ""
     return form.format(_number(interval.low), _number(interval.high))

@@ -11,7 +11,13 @@ import pandas as pd
 
 from cxr_mlflow.evaluation.intervals import Interval
 from cxr_mlflow.evaluation.metrics import Floats, Labels, check_predictions, class_slugs
-from cxr_mlflow.evaluation.note import NOT_CONTROLLED, RunSummary, summary_lines, write_note
+from cxr_mlflow.evaluation.note import (
+    NOT_CONTROLLED,
+    RunSummary,
+    summary_lines,
+    write_note,
+    write_scores,
+)
 
 __all__ = [
     "NOT_CONTROLLED",
@@ -21,6 +27,7 @@ __all__ = [
     "summary_lines",
     "worst_errors",
     "write_note",
+    "write_scores",
 ]
 
 WORST_ERRORS = 20

@@ -115,7 +115,9 @@ def plot_samples(
         if row == 0:
             axes.set_title(columns[column], fontsize=TEXT - 1, color=INK)
         if column == 0:
-            axes.set_ylabel(wrap_name(shorten(titles[row], 48), 20), fontsize=SMALL, color=INK)
+            lines = wrap_name(shorten(titles[row], 48), 20).split("\n")
+            label = "\n".join(shorten(line, 21) for line in lines)  # as much as a row is high
+            axes.set_ylabel(label, fontsize=SMALL, color=INK)
     return figure
 
 

@@ -137,7 +137,7 @@ def plot_class_distribution(
     style_axes(axes, ylabel="Images", grid="y")
     axes.tick_params(axis="x", length=0)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    _legend_below(figure, axes, len(classes))
+    _legend_below(figure, axes)
     return figure
 
 
@@ -196,13 +196,16 @@ def plot_draws(
     style_axes(axes, "Epoch", "Images drawn", grid="y")
     axes.tick_params(axis="x", length=0)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    _legend_below(figure, axes, len(classes))
+    _legend_below(figure, axes)
     return figure
 
 
-def _legend_below(figure: Figure, axes: Axes, num_classes: int) -> None:
+def _legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
+    labels = [wrap_name(label, 28) for label in labels]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    columns = int(figure.get_figwidth() * 10 / (longest + 7))  # about 10 letters to the inch
     figure.legend(
-        handles, [wrap_name(label, 28) for label in labels], loc="outside lower center",
-        ncols=min(num_classes, 4), fontsize=TEXT - 1, frameon=False,
+        handles, labels, loc="outside lower center", ncols=max(1, min(columns, len(labels), 4)),
+        fontsize=TEXT - 1, frameon=False,
     )  # fmt: skip

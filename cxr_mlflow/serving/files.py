@@ -111,7 +111,6 @@ def predict_files(
     columns = predictor.predict(pd.DataFrame({"image": []})).columns
     order = {file.name: position for position, file in enumerate(files)}
     table = table.reindex(columns=["image", *columns, "problem"])
-    table["problem"] = table["problem"].fillna("")
     return table.sort_values("image", key=lambda names: names.map(order), ignore_index=True)
 
 
@@ -151,8 +150,9 @@ def _predict_rows(predictor: Predictor, rows: list[dict[str, object]]) -> pd.Dat
     except InputError as error:
         if len(rows) > 1:
             return pd.concat([_predict_rows(predictor, [row]) for row in rows])
-        return pd.DataFrame({"image": table["name"], "problem": [str(error)]})
-    return found.assign(image=table["name"].to_numpy())
+        problem = str(error).replace("mask of image 0", "its mask").removeprefix("image 0: ")
+        return pd.DataFrame({"image": table["name"], "problem": [problem]})
+    return found.assign(image=table["name"].to_numpy(), problem="")
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

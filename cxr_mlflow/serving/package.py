@@ -8,6 +8,7 @@ import io
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
@@ -126,7 +127,9 @@ def log_model(
     )
     with tempfile.TemporaryDirectory() as temporary:
         code, script = ship_code(Path(temporary))
-        with _importable(code.parent):
+        with _importable(code.parent), warnings.catch_warnings():
+            # MLflow 3.17 compares an index with a range, of which pandas 3 warns
+            warnings.filterwarnings("ignore", "Operation with range", DeprecationWarning)
             info = Model.log(
                 artifact_path=None,
                 flavor=mlflow.pyfunc,

@@ -69,7 +69,11 @@ def _open_logged(model_uri: str) -> Predictor:
     try:
         model = mlflow.pyfunc.load_model(model_uri)
     except (MlflowException, OSError) as error:
-        raise InputError(f"--model-uri={model_uri}: {error}") from error
+        hint = ""
+        if model_uri.startswith("models:/"):
+            names = [found.name for found in mlflow.MlflowClient().search_registered_models()]
+            hint = f" (registered here: {', '.join(names) or 'nothing'})"
+        raise InputError(f"--model-uri={model_uri}: {error}{hint}") from error
     told: Mapping[str, Any] = model.metadata.metadata or {}
     if not {"classes", "image_size", "mask_mode"} <= told.keys():
         raise InputError(f"--model-uri={model_uri}: not a model that this project logged")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import tempfile
@@ -32,6 +33,8 @@ def use_tracking_uri() -> str:
 
     MLflow's own default depends on left-over folders, so it is never relied upon.
     """
+    for name in ("mlflow", "alembic"):  # their news of every step would drown ours
+        logging.getLogger(name).setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     mlflow.set_tracking_uri(uri)
     with _first_start_lock(uri):

@@ -47,6 +47,7 @@ def epoch_bytes(cache, *, workers: int, epoch: int, seed: int = 0) -> bytes:
     return b"".join(x.numpy().tobytes() + y.numpy().tobytes() for x, y in loader)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 4 on a small machine
 @pytest.mark.parametrize("workers", [1, 4])
 def test_same_bytes_for_any_number_of_workers(cache, workers):
     assert epoch_bytes(cache, workers=workers, epoch=2) == epoch_bytes(cache, workers=0, epoch=2)

@@ -17,8 +17,12 @@ from cxr_mlflow.evaluation import plots
 from cxr_mlflow.evaluation.metrics import confusion, evaluate
 
 CLASSES = ["COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"]
-LONG = ["Pneumothorax_with_a_long_class_name", "No", "Supercalifragilisticexpialidocious", "Mass"]
-SUBTITLE = "test, n = 200, data demo (synthetic), weights=random (ImageNet unreachable)"
+LONG = ["Pneumothorax_with_a_long_class_name", "Pseudopneumoencephalography",
+        "Supercalifragilisticexpialidocious", "Mass"]  # fmt: skip
+SUBTITLE = (
+    "test, n = 200, data demo (synthetic), weights=random (ImageNet unreachable), not controlled, "
+    "3 damaged files skipped"
+)
 
 
 def predictions(num_classes=4, num_images=200):
@@ -76,6 +80,7 @@ def all_figures(classes):
         "one_epoch": plots.plot_history(history(1), best_epoch=1, subtitle=SUBTITLE),
         "classes": plots.plot_class_distribution(counts, subtitle=SUBTITLE),
         "draws": plots.plot_draws(draws, classes, available=available, subtitle=SUBTITLE),
+        "few_draws": plots.plot_draws(draws[:2], classes, subtitle=SUBTITLE),
         "worst": plots.plot_worst_errors(
             noise_images(7), error_rows(classes, 7), subtitle=SUBTITLE
         ),

@@ -19,6 +19,7 @@ from cxr_mlflow.evaluation.report import (
     summary_lines,
     worst_errors,
     write_note,
+    write_scores,
 )
 
 CLASSES = ["COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"]
@@ -143,6 +144,16 @@ def test_note_says_what_was_not_measured():
     assert "not measured" in note
     assert "nan" not in note
     assert "| Lung\\_Opacity | 0 | – |" in note
+
+
+def test_note_of_an_evaluation_has_the_warnings_and_scores_without_facts_of_a_training():
+    made = summary()
+    note = write_scores("night shift", made.metrics, made.intervals, CLASSES, [NOT_CONTROLLED])
+    parts = ("## night shift", "Not controlled", "**Test macro F1 0.", "| Viral Pneumonia | 30 |",
+             "not for diagnosis")  # fmt: skip
+    positions = [note.index(part) for part in parts]
+    assert positions == sorted(positions)
+    assert "### Facts" not in note
 
 
 def test_names_cannot_break_the_note():

@@ -28,12 +28,7 @@ from cxr_mlflow.serving import package
 from cxr_mlflow.serving.gate import check_model_loads
 from cxr_mlflow.serving.predictor import open_predictor
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:sqlalchemy"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
-]
+pytestmark = pytest.mark.slow
 GREYS = (20, 100, 120, 140, 230)
 
 
@@ -98,7 +93,7 @@ def test_what_a_logged_model_holds(logged, tmp_path):
     assert names == {"mlflow", "numpy", "onnxruntime", "pandas", "pillow"}
     assert all(re.fullmatch(r"[a-z]+==[\w.]+", line) for line in wanted)  # no +cu132
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pyc", ".pth")]
-    code = [path for path in folder.rglob("*.py")]
+    code = list(folder.rglob("*.py"))
     assert len(code) == len(package.SHIPPED) + 1
     assert not [path for path in code if "cxr_mlflow" in path.read_text()]
     assert len(list((folder / "code").glob("cxr_serving_*"))) == 1

@@ -1,0 +1,116 @@
+"""The import rules of the package, as a test: layers may only look down."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cxr_mlflow"
+GROUND = {"errors", "names"}
+LAYERS: list[set[str]] = [
+    # each module may import the ground, its own room, and what stands in a line above it
+    {"errors", "names", "environment"},
+    {"config"},
+    {"data.phantom", "data.demo", "data.storage", "data.preprocess"},
+    {"data.layout", "data.scan", "data.locate", "data.download", "data.catalog"},
+    {"data.duplicates", "data.splits", "data.cache", "data.transforms"},
+    {"data.dataset", "data.prepare"},
+    {"models", "strategies"},
+    {"training.loop", "training.callbacks", "training.checkpoint", "training.fitting"},
+    {
+        *("evaluation.metrics", "evaluation.intervals", "evaluation.figure", "evaluation.plots"),
+        *("evaluation.sheets", "evaluation.training_plots", "evaluation.note"),
+        *("evaluation.report", "evaluation.assessment"),
+    },
+    {
+        *("serving.scorer", "serving.frames", "serving.export", "serving.pyfunc_model"),
+        *("serving.package", "serving.gate", "serving.gate_child"),
+        *("serving.predictor", "serving.files"),
+    },
+    {"tracking.run", "tracking.record", "tracking.comparison", "tracking.registry"},
+    {"describe"},
+    {"pipeline", "assess"},
+    {"cli.options"},
+    {"cli.data", "cli.evaluate", "cli.predict", "cli.promote", "cli.train"},
+]
+MLFLOW_ROOMS = ("tracking", "serving")
+FORBIDDEN = {
+    "evaluation": {"torch", "mlflow"},
+    "data.preprocess": {"torch", "cv2", "albumentations", "mlflow", "pandas"},
+    "serving.scorer": {"torch", "cv2", "albumentations", "mlflow"},
+    "serving.frames": {"torch", "cv2", "albumentations", "mlflow"},
+    "config": {"torch", "mlflow", "numpy", "pandas"},
+    "environment": {"torch", "mlflow", "numpy", "pandas"},
+}
+MAX_LINES = 320
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute module names that a file imports, at any depth of its code."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} uses a relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def modules() -> dict[str, Path]:
+    paths = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.startswith("__"))
+    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in paths}
+
+
+def own_imports(path: Path) -> set[str]:
+    return {i.removeprefix("cxr_mlflow.") for i in imports_of(path)} & set(modules())
+
+
+def test_every_module_has_one_place():
+    placed = [name for layer in LAYERS for name in layer]
+    assert len(placed) == len(set(placed))
+    assert set(placed) == set(modules())
+
+
+def test_imports_are_acyclic():
+    TopologicalSorter({n: own_imports(p) for n, p in modules().items()}).prepare()
+
+
+def test_modules_only_look_down_or_beside():
+    floor = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+    for name, path in modules().items():
+        for used in own_imports(path):
+            assert floor[used] <= floor[name], f"{name} imports {used}, which stands above it"
+
+
+def test_training_and_evaluation_do_not_know_each_other():
+    for name, path in modules().items():
+        rooms = {used.split(".")[0] for used in own_imports(path)}
+        if name.startswith("training."):
+            assert not rooms & {"evaluation", "tracking", "serving"}, name
+        if name.startswith("evaluation."):
+            assert not rooms & {"training", "tracking", "serving", "data"}, name
+
+
+def test_mlflow_has_two_doors():
+    for name, path in modules().items():
+        if any(i.split(".")[0] == "mlflow" for i in imports_of(path)):
+            assert name.startswith(MLFLOW_ROOMS), f"{name} imports mlflow"
+
+
+@pytest.mark.parametrize("room", sorted(FORBIDDEN))
+def test_light_rooms_stay_light(room):
+    for name, path in modules().items():
+        if name == room or name.startswith(f"{room}."):
+            heavy = {i.split(".")[0] for i in imports_of(path)} & FORBIDDEN[room]
+            assert not heavy, f"{name} imports {heavy}"
+
+
+def test_modules_say_why_they_exist_and_stay_small():
+    for name, path in modules().items():
+        text = path.read_text()
+        assert ast.get_docstring(ast.parse(text)), f"{name} has no first line"
+        assert len(text.splitlines()) <= MAX_LINES, f"{name} is too long"

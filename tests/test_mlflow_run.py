@@ -1,0 +1,88 @@
+"""`mlflow run .` as a user types it: a whole run, and mistakes that end in one clear line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def mlflow_run(repo: Path, tmp_path: Path, *args: str, **env: str) -> subprocess.CompletedProcess:
+    """Run `mlflow run` on the checkout with this environment's Python and the test's store."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CXR_CACHE_DIR": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "2",
+        **env,
+    }
+    command = [sys.executable, "-m", "mlflow", "run", str(repo), "--env-manager", "local", *args]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=900
+    )
+
+
+def statuses() -> list[str]:
+    """Status of every run in the test's store."""
+    ids = [e.experiment_id for e in mlflow.search_experiments()]
+    return [run.info.status for run in mlflow.search_runs(ids, output_format="list")]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "told"),
+    [
+        ("strategy=smote", "'none', 'weighted', 'oversample'"),
+        ("epochs=many", "--epochs"),
+        ("epochs=0", "--epochs=0 must be at least 1"),
+        ("modle=cnn", "--modle"),
+        ("image-size=64", "-P image_size"),
+        ("data_dir=/no/such/folder", "--data-dir"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_no_run_stays_running(
+    repo, tmp_path, tracking, parameter, told
+):
+    done = mlflow_run(repo, tmp_path, "-P", parameter)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1, done.stderr
+    assert told in errors[0]
+    assert "Traceback" not in done.stderr
+    assert statuses() == ["FAILED"]
+
+
+def test_a_whole_run(repo, tmp_path, tracking):
+    done = mlflow_run(
+        repo,
+        tmp_path,
+        *("--experiment-name", "chest-xray", "-P", "data_dir=demo", "-P", "model=cnn"),
+        *("-P", "strategy=weighted", "-P", "epochs=1", "-P", "image_size=48", "-P", "lr=1e-3"),
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = mlflow.search_runs(experiment_names=["chest-xray"], output_format="list")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["model"] == "cnn"
+    assert run.data.tags["synthetic"] == "true"
+    assert "Synthetic data" in run.data.tags["mlflow.note.content"]
+    assert run.data.params["strategy"] == "weighted"
+    assert 0 <= run.data.metrics["test/f1_macro"] <= 1
+    assert f"run       {run.info.run_id}" in done.stdout
+    assert "cxr-classifier-demo version 1" in done.stdout
+    client = mlflow.MlflowClient()
+    assert client.get_registered_model("cxr-classifier-demo").aliases == {
+        "challenger": "1",
+        "champion": "1",
+    }
+
+
+@pytest.mark.skipif("CXR_TEST_UV" not in os.environ, reason="set CXR_TEST_UV=1: installs 6 GB")
+def test_uv_builds_the_environment_of_conda_yaml(repo, tmp_path, tracking):
+    args = ["--env-manager", "uv", "-P", "data_dir=demo", "-P", "model=cnn", "-P", "epochs=1"]
+    done = mlflow_run(repo, tmp_path, *args, "-P", "image_size=48")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert statuses() == ["FINISHED"]
