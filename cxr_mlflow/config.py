@@ -106,14 +106,24 @@ class TrainConfig(_Checked):
     """How the weights are fitted."""
 
     strategy: StrategyName = option("oversample", "Remedy for class imbalance.")
+    prior_correction: bool = option(
+        True,
+        "Give predictions the class frequencies of the training images back, which weighted and "
+        "oversample train without.",
+    )
     epochs: int = option(10, "Most passes over the training images.")
+    first_size: int = option(
+        0,
+        "Side at which training begins, growing to --image-size in four steps: more epochs in the "
+        "same time. 0: full size throughout.",
+    )
     batch_size: int = option(64, "Images per step.")
     lr: float = option(0.001, "Peak AdamW learning rate.")
     weight_decay: float = option(0.05, "AdamW weight decay, on matrices and kernels only.")
     warmup: float = option(0.2, "Share of all steps in which the learning rate rises.")
     label_smoothing: float = option(0.0, "Label smoothing of the training loss.")
     ema_decay: float = option(
-        0.995, "Decay per step of the averaged weights that are evaluated and kept; 0: none."
+        0.0, "Decay per step of averaged weights, evaluated and kept in place of the last; 0: none."
     )
     clip_norm: float = option(5.0, "Largest norm of a gradient; 0: no clipping.")
     patience: int = option(5, "Stop after so many epochs without a better validation macro F1.")
@@ -126,6 +136,9 @@ class TrainConfig(_Checked):
         self._check_choices()
         for name in ("epochs", "batch_size", "patience"):
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        self._require(
+            self.first_size == 0 or self.first_size >= 32, "first_size", "must be 0, or 32 or more"
+        )
         self._require(self.lr > 0, "lr", "must be positive")  # this way round, nan is refused too
         self._require(self.weight_decay >= 0, "weight_decay", "must not be negative")
         self._require(self.clip_norm >= 0, "clip_norm", "must not be negative")
@@ -197,6 +210,12 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if self.train.first_size > self.data.image_size:
+            raise InputError(
+                f"--first-size={self.train.first_size} is over --image-size={self.data.image_size}"
+            )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> RunConfig:

@@ -195,7 +195,7 @@ def fetch_imagenet() -> dict[str, Tensor]:
         reason = f"{failure[0]}" if failure else f"no answer in {FETCH_SECONDS:.0f} s"
         raise InputError(
             "--weights=imagenet: the download of ResNet18_Weights.IMAGENET1K_V1 failed "
-            f"({reason}). Go online once, put the file into torch's hub cache, or pass --weights FILE"
+            f"({reason}). Go online once, put the file into torch's cache, or pass --weights FILE"
         )
     return result[0]
 

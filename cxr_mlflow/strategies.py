@@ -25,6 +25,23 @@ class Balancing:
     class_weights: Weights | None = None  # (C,), averages 1 over the training images
     draw_weights: Weights | None = None  # (N,), chance of each image to be drawn, unnormalised
 
+    def prior_shift(self, counts: Weights) -> Weights:
+        """What to add to logits (C,) so that they mean the classes as frequent as they are.
+
+        A remedy trains as if class c made up a share proportional to its count times its weight;
+        by Bayes' rule the posterior for the true shares has log(true / trained-with) added to it
+        (Saerens, Latinne and Decaestecker, Neural Computation 14(1), 2002; Menon et al., ICLR 2021).
+
+        Parameters
+        ----------
+        counts : float64 array of shape (C,)
+            Training images of each class.
+        """
+        seen = counts.copy()
+        if self.class_weights is not None or self.draw_weights is not None:
+            seen = np.ones_like(counts)  # both remedies make every class weigh the same
+        return np.log(counts / counts.sum()) - np.log(seen / seen.sum())
+
     def __post_init__(self) -> None:
         if self.class_weights is not None and self.draw_weights is not None:
             raise ValueError("loss weights and oversampling at once would correct twice")

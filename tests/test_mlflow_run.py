@@ -74,7 +74,8 @@ def test_a_whole_run(repo, tmp_path, tracking):
     assert f"run       {run.info.run_id}" in done.stdout
     assert "cxr-classifier-demo version 1" in done.stdout
     client = mlflow.MlflowClient()
-    assert client.get_registered_model("cxr-classifier-demo").aliases == {
+    aliases = client.get_registered_model("cxr-classifier-demo").aliases
+    assert {name: str(version) for name, version in aliases.items()} == {
         "challenger": "1",
         "champion": "1",
     }

@@ -39,6 +39,15 @@ def test_oversample_draws_classes_evenly():
     assert (np.abs(counts - 3000) < 200).all()
 
 
+@pytest.mark.parametrize("strategy", ["weighted", "oversample"])
+def test_prior_shift_gives_the_true_frequencies_back(strategy):
+    counts = np.bincount(LABELS).astype(float)
+    shift = balance(strategy, LABELS, CLASSES).prior_shift(counts)
+    undecided = np.exp(shift) / np.exp(shift).sum()  # equal logits: only the prior speaks
+    np.testing.assert_allclose(undecided, [0.7, 0.2, 0.1])
+    np.testing.assert_allclose(balance("none", LABELS, CLASSES).prior_shift(counts), 0, atol=1e-12)
+
+
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_never_both_remedies(strategy):
     remedy = balance(strategy, LABELS, CLASSES)

@@ -19,7 +19,7 @@ from cxr_mlflow.data.phantom import Pixels, draw_film
 from cxr_mlflow.data.storage import explained, in_threads
 from cxr_mlflow.errors import InputError
 
-DEMO_VERSION = "1"
+DEMO_VERSION = "2"
 """Part of the cache folder's name: raise it whenever a drawn pixel changes."""
 NUM_PER_CLASS = {"COVID": 90, "Lung_Opacity": 110, "Normal": 180, "Viral Pneumonia": 60}
 SOURCES = {  # pretend hospitals and their shares; two are shared by classes, as in the release

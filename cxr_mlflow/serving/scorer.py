@@ -36,8 +36,8 @@ FORMAT_VERSION = 1
 PREPROCESSING = "cxr-1"
 """Name of what `data.preprocess` computes; a change of its results is a new name."""
 BATCH = 16
-"""Images in the network at a time. It bounds the memory: ResNet18 at 224 px takes 0.4 GB in all, with
-64 at a time 1 GB."""
+"""Images in the network at a time. It bounds the memory: a process with ResNet18 at 224 px takes
+0.4 GB in all, with 64 at a time 1 GB."""
 TRAINED_ON = {
     "lungs": "lungs cut out by their mask",
     "crop": "the box around the lungs, found by their mask",

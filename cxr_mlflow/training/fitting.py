@@ -27,6 +27,7 @@ from cxr_mlflow.training.loop import (
     averaged,
     build_optimizer,
     fit,
+    growing_sizes,
     predict,
 )
 
@@ -91,6 +92,7 @@ def start_fit(
     config: TrainConfig,
     *,
     steps: int,
+    image_size: int,
     class_weights: NDArray[np.float64] | None,
     device: torch.device,
 ) -> Fit:
@@ -110,6 +112,7 @@ def start_fit(
         scheduler,
         criterion,
         device,
+        sizes=growing_sizes(config.first_size or image_size, image_size, config.epochs),
         clip_norm=config.clip_norm,
         average=averaged(network, config.ema_decay),
     )
@@ -127,6 +130,9 @@ def train(
 ) -> Trained:
     """Train a network and bring it to the weights of its best validation macro F1.
 
+    The prior correction is scored with in every epoch and in the end added to the bias of the last
+    layer, so that every form the network is kept in has it.
+
     Parameters
     ----------
     network : nn.Module
@@ -139,11 +145,15 @@ def train(
     classes = study.catalog.classes
     loader = train_loader(study, config, mask_mode=mask_mode, device=device)
     labels = study.labels[study.split.rows("train")]
+    balancing = balance(config.strategy, labels, classes)
+    counts = np.bincount(labels, minlength=len(classes)).astype(np.float64)
+    shift = balancing.prior_shift(counts) * config.prior_correction
     state = start_fit(
         network,
         config,
         steps=config.epochs * len(loader),
-        class_weights=balance(config.strategy, labels, classes).class_weights,
+        image_size=study.cache.images.shape[-1],
+        class_weights=balancing.class_weights,
         device=device,
     )
     best = BestWeights("val/f1_macro", config.patience)
@@ -153,12 +163,16 @@ def train(
         ordered_loader(study, "val", mask_mode=mask_mode, batch_size=2 * config.batch_size),
         epochs=config.epochs,
         seed=config.seed,
-        measure=measure,
+        measure=lambda logits, truth: measure(logits + shift, truth),
         num_classes=len(classes),
         callbacks=[best, ProgressLines(config.epochs, config.batch_size, best), *callbacks],
     )
     network.load_state_dict(best.state)
-    return Trained(network.eval(), best.state, best.epoch, *tables(history, classes))
+    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        last.bias += torch.tensor(shift, dtype=last.bias.dtype, device=last.bias.device)
+    final = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+    return Trained(network.eval(), final, best.epoch, *tables(history, classes))
 
 
 def tables(

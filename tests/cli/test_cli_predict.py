@@ -68,6 +68,7 @@ def test_bad_files_are_listed_and_stop_no_other(kaggle, brightness_model, tmp_pa
     result = run("--model-uri", brightness_model("lungs"), "--input", kaggle, "--output", output)
     assert result.exit_code == 1
     found = read(output)
+    assert found.index.tolist() == sorted(found.index)
     assert len(found) == 4
     assert found["label"].tolist() == ["", "Dark Film", "", ""]
     bad = found[found["label"] == ""]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from openpyxl import load_workbook
 from PIL import Image
 
 from cxr_mlflow.data import demo, phantom
@@ -38,6 +39,12 @@ def test_same_seed_same_bytes_other_seed_other_films(tmp_path: Path, monkeypatch
     films = [name for name in first if name.endswith(".png")]
     assert len(films) == 2 * sum(SMALL.values())
     assert not [name for name in films if first[name] == other[name]]
+
+
+def test_metadata_hold_no_date_of_the_day(demo_dir: Path):
+    for path in demo_dir.glob("*.xlsx"):
+        properties = load_workbook(path).properties
+        assert (properties.created.year, properties.modified.year) == (2020, 2020)
 
 
 def test_layout_is_that_of_the_release(demo_dir: Path):

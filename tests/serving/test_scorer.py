@@ -93,6 +93,13 @@ def test_a_model_of_masked_lungs_asks_for_the_mask(brightness_model, mode, masks
         scorer.score_bytes([png(flat(9))], masks, names=["film 7"])
 
 
+def test_a_model_without_masks_does_not_look_at_them(brightness_model):
+    scorer, film = Scorer.load(brightness_model("none")), png(flat(70))
+    expected = scorer.score_bytes([film])
+    for mask in (png(flat(0)), b"not even a file", None):
+        np.testing.assert_array_equal(scorer.score_bytes([film], [mask]), expected)
+
+
 def test_an_empty_mask_is_refused(brightness_model):
     scorer = Scorer.load(brightness_model("lungs"))
     with pytest.raises(InputError, match="mask of image 1: it is empty"):

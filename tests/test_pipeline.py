@@ -1,0 +1,278 @@
+"""Whole runs on small demo data: what a user finds in MLflow afterwards, and that it is true."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score
+
+from cxr_mlflow.config import DataConfig, EvaluateConfig, RunConfig, TrackingConfig
+from cxr_mlflow.errors import InputError
+from cxr_mlflow.names import slug
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
+SMALL = {
+    "model": "cnn",
+    "strategy": "weighted",
+    "epochs": 2,
+    "image_size": 48,
+    "batch_size": 16,
+    "bootstrap_samples": 100,
+    "device": "cpu",
+}
+
+
+def experiment(demo_dir, cache_dir, **options):
+    from cxr_mlflow.pipeline import run_experiment
+
+    told = {**SMALL, "data_dir": str(demo_dir), "cache_dir": str(cache_dir), **options}
+    return run_experiment(RunConfig.from_options(told))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, demo_dir, cache_dir, empty_store):
+    """Two runs that differ in nothing, in one store."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    before, os.environ["MLFLOW_TRACKING_URI"] = Path.cwd(), uri
+    os.chdir(folder)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield [experiment(demo_dir, cache_dir) for _ in range(2)]
+    finally:
+        os.chdir(before)
+        del os.environ["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture
+def run(world):
+    return mlflow.get_run(world[0].run_id)
+
+
+def read(run_id: str, path: str) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
+
+
+def test_the_run_ends_well_and_says_what_it_is(run):
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "cnn-weighted-48px-lungs-seed0-demo"
+    tags = run.data.tags
+    told = {k: tags[k] for k in ("model", "strategy", "seed", "data", "synthetic", "weights")}
+    assert told == {
+        "model": "cnn",
+        "strategy": "weighted",
+        "seed": "0",
+        "data": "demo",
+        "synthetic": "true",
+        "weights": "random",
+    }
+
+
+def test_parameters_hold_the_whole_config_and_what_it_ran_on(run):
+    params = run.data.params
+    assert RunConfig().to_params().keys() <= params.keys()
+    assert params["image_size"] == "48"
+    for name in ("data_digest", "split_digest", "test_digest"):
+        assert len(params[name]) == 64
+    assert params["version/torch"] == metadata.version("torch")
+    assert params["git_commit"]
+
+
+def test_epochs_have_steps_and_finals_have_none(run):
+    client = mlflow.MlflowClient()
+    history = client.get_metric_history(run.info.run_id, "val/f1_macro")
+    assert [m.step for m in history] == [1, 2]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "test/f1_macro")] == [0]
+    drawn = [run.data.metrics[f"train/drawn/{slug(name)}"] for name in CLASSES]
+    counts = pd.read_csv(read(run.info.run_id, "data/split.csv"))
+    train = counts[counts["split"] == "train"]["class_name"].value_counts()
+    assert drawn == [train[name] for name in CLASSES]  # `weighted` leaves the draw as it is
+
+
+def test_scores_follow_from_the_predictions_that_are_logged(run):
+    table = pd.read_csv(read(run.info.run_id, "test/predictions.csv"))
+    split = pd.read_csv(read(run.info.run_id, "data/split.csv"))
+    assert set(table["image_id"]) == set(split[split["split"] == "test"]["image_id"])
+    expected = f1_score(table["true"], table["predicted"], average="macro")
+    assert run.data.metrics["test/f1_macro"] == pytest.approx(expected)
+    told = json.loads(read(run.info.run_id, "metrics.json").read_text())
+    assert told["metrics"]["f1_macro"] == pytest.approx(expected)
+    low, high = (run.data.metrics[f"test/f1_macro_{end}"] for end in ("low", "high"))
+    assert low <= expected <= high
+    probabilities = table[[f"p_{slug(name)}" for name in CLASSES]].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "README.md",
+        "config.json",
+        "model_gate.json",
+        "data/problems.csv",
+        "data/augmented_samples.png",
+        "data/class_distribution.png",
+        "data/near_duplicates.png",
+        "test/confusion_counts.png",
+        "test/confusion_rates.png",
+        "test/roc.png",
+        "test/precision_recall.png",
+        "test/worst_errors.png",
+        "training/curves.png",
+        "training/draws.png",
+        "training/history.csv",
+        "weights/weights.safetensors",
+    ],
+)
+def test_artifact_is_there(run, path):
+    assert read(run.info.run_id, path).stat().st_size > 10
+
+
+def test_note_shows_warnings_beside_the_score(run):
+    note = run.data.tags["mlflow.note.content"]
+    assert note.index("Synthetic data") < note.index("Test macro F1")
+    assert "Not controlled" in note
+    assert "cxr-classifier-demo version 1" in note
+
+
+def test_data_set_is_an_input_of_the_run(run):
+    contexts = {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags}
+    assert contexts == {"training", "validation", "testing"}
+
+
+def test_the_same_command_gives_the_same_bits(world):
+    first, second = (read(o.run_id, "weights/weights.safetensors") for o in world)
+    from safetensors.numpy import load_file
+
+    a, b = load_file(first), load_file(second)
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    one, two = (read(o.run_id, "test/predictions.csv").read_text() for o in world)
+    assert one == two
+
+
+def test_first_is_champion_and_an_equal_one_only_challenges(world):
+    client = mlflow.MlflowClient()
+    aliases = client.get_registered_model("cxr-classifier-demo").aliases
+    assert {name: str(version) for name, version in aliases.items()} == {
+        "champion": "1",
+        "challenger": "2",
+    }
+    assert (
+        "stays champion" in client.get_model_version("cxr-classifier-demo", "2").tags["promotion"]
+    )
+    assert "challenger" in world[1].registered
+
+
+CLEAN = """
+import sys
+import mlflow, pandas as pd
+image, mask = sys.argv[1:3]
+model = mlflow.pyfunc.load_model("models:/cxr-classifier-demo@champion")
+table = pd.DataFrame({"image": [open(image, "rb").read()], "mask": [open(mask, "rb").read()]})
+row = model.predict(table).iloc[0]
+assert "torch" not in sys.modules
+print(row["label"], round(float(row["confidence"]), 5), sep="|")
+"""
+
+
+def test_a_clean_process_elsewhere_loads_the_champion(world, run, demo_dir, tmp_path):
+    table = pd.read_csv(read(run.info.run_id, "test/predictions.csv"))
+    row = table.iloc[0]
+    name, stem = row["image_id"].split("/")
+    paths = [str(demo_dir / name / kind / f"{stem}.png") for kind in ("images", "masks")]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CLEAN, *paths],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    label, confidence = done.stdout.strip().splitlines()[-1].split("|")
+    assert label == row["predicted"]
+    assert float(confidence) == pytest.approx(row["confidence"], abs=1e-3)
+
+
+def test_evaluate_gives_the_scores_of_the_training_run(world, run, demo_dir, cache_dir):
+    from cxr_mlflow.assess import evaluate_model
+
+    done = evaluate_model(
+        EvaluateConfig(model_uri="models:/cxr-classifier-demo/1", subset="test"),
+        DataConfig(
+            data_dir=str(demo_dir),
+            cache_dir=str(cache_dir),
+            split_file=str(read(run.info.run_id, "data/split.csv")),
+        ),
+        TrackingConfig(bootstrap_samples=100),
+    )
+    assert done.result.metrics["f1_macro"] == pytest.approx(run.data.metrics["test/f1_macro"])
+    again = mlflow.get_run(done.run_id)
+    assert again.info.status == "FINISHED"
+    assert again.data.tags["kind"] == "evaluation"
+    assert "Synthetic data" in again.data.tags["mlflow.note.content"]
+
+
+def test_evaluating_on_the_training_images_is_said(world, demo_dir, cache_dir):
+    from cxr_mlflow.assess import evaluate_model
+
+    done = evaluate_model(
+        EvaluateConfig(model_uri="models:/cxr-classifier-demo/1"),
+        DataConfig(data_dir=str(demo_dir), cache_dir=str(cache_dir)),
+        TrackingConfig(bootstrap_samples=100),
+    )
+    assert any("too good" in line for line in done.lines)
+
+
+def test_split_file_gives_the_same_test_images(world, run, demo_dir, cache_dir):
+    split_file = str(read(run.info.run_id, "data/split.csv"))
+    other = experiment(demo_dir, cache_dir, split_seed=5, epochs=1, register=False)
+    same = experiment(
+        demo_dir, cache_dir, split_seed=5, split_file=split_file, epochs=1, register=False
+    )
+    digests = [mlflow.get_run(o.run_id).data.params["test_digest"] for o in (other, same)]
+    assert digests[1] == run.data.params["test_digest"]
+    assert digests[0] != digests[1]
+    assert same.registered is None
+
+
+def test_bad_data_open_no_run(world, tmp_path, demo_dir, cache_dir):
+    before = len(mlflow.search_runs(search_all_experiments=True))
+    with pytest.raises(InputError, match="--data-dir"):
+        experiment(tmp_path / "nothing", cache_dir)
+    with pytest.raises(InputError, match="--weights"):
+        experiment(demo_dir, cache_dir, weights=str(tmp_path / "gone.pth"))
+    assert len(mlflow.search_runs(search_all_experiments=True)) == before
+
+
+def test_an_error_in_a_run_ends_it_as_failed_with_the_reason(world, demo_dir, cache_dir):
+    with pytest.raises(FloatingPointError):
+        experiment(demo_dir, cache_dir, lr=1e30, clip_norm=0.0, register=False)
+    last = mlflow.search_runs(search_all_experiments=True, output_format="list")[0]
+    assert last.info.status == "FAILED"
+    assert "FloatingPointError" in last.data.tags["failure"]
+
+
+@pytest.mark.data
+def test_real_x_rays_train_above_chance(mini_dir, cache_dir, tracking):
+    done = experiment(mini_dir, cache_dir, epochs=6, image_size=64, strategy="oversample", lr=0.003)
+    assert done.metrics["f1_macro"] > 0.35
+    assert "cxr-classifier version 1" in done.registered
