@@ -28,7 +28,7 @@ class Balancing:
     def prior_shift(self, counts: Weights) -> Weights:
         """What to add to logits (C,) so that they mean the classes as frequent as they are.
 
-        A remedy trains as if class c made up a share proportional to its count times its weight;
+        A remedy trains as if class c had a share proportional to its count times its weight;
         by Bayes' rule the posterior for the true shares has log(true / trained-with) added to it
         (Saerens, Latinne and Decaestecker, Neural Computation 14(1), 2002; Menon et al., ICLR 2021).
 

@@ -170,7 +170,7 @@ def train(
     network.load_state_dict(best.state)
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():
-        last.bias += torch.tensor(shift, dtype=last.bias.dtype, device=last.bias.device)
+        last.bias.add_(torch.tensor(shift, dtype=last.bias.dtype, device=last.bias.device))
     final = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
     return Trained(network.eval(), final, best.epoch, *tables(history, classes))
 
