@@ -125,7 +125,7 @@ def evaluate_model(asked: EvaluateConfig, data: DataConfig, tracking: TrackingCo
             groups=groups[rows],
         )
         record_assessment(run, result)
-        note = write_scores(name, result.metrics, result.intervals, predictor.classes, warnings)
+        note = write_scores(result.metrics, result.intervals, predictor.classes, warnings)
         record_end(
             run,
             note=note,

@@ -78,7 +78,7 @@ def write_note(summary: RunSummary) -> str:
         left out and the note names them.
     """
     scored = (summary.metrics, summary.intervals, summary.level)
-    head = [f"## {_escape(summary.run_name)}", _read_first(summary.warnings), _scores(*scored)]
+    head = [_headline(*scored, summary.warnings), _read_first(summary.warnings), _scores(*scored)]
     tables = {
         "scores per class": _class_table(*scored, summary.classes),
         "facts": _fact_table(summary),
@@ -88,7 +88,6 @@ def write_note(summary: RunSummary) -> str:
 
 
 def write_scores(
-    name: str,
     metrics: Mapping[str, float],
     intervals: Mapping[str, Interval],
     classes: Sequence[str],
@@ -100,8 +99,6 @@ def write_scores(
 
     Parameters
     ----------
-    name : str
-        The headline.
     metrics, intervals : mapping
         As `metrics.evaluate` and `intervals.bootstrap_intervals` return them.
     classes : sequence of C names
@@ -116,7 +113,8 @@ def write_scores(
     str
         At most `NOTE_LIMIT` characters, as in `write_note`.
     """
-    head = [f"## {_escape(name)}", _read_first(warnings), _scores(metrics, intervals, level)]
+    scored = (metrics, intervals, level)
+    head = [_headline(*scored, warnings), _read_first(warnings), _scores(*scored)]
     return _fit(head, {"scores per class": _class_table(metrics, intervals, level, classes)})
 
 
@@ -170,14 +168,21 @@ def _read_first(warnings: Sequence[str]) -> str:
     return "\n".join(["> **Read this first**", ">", *(f"> - {line}" for line in lines)])
 
 
+def _headline(
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, Interval],
+    level: float,
+    warnings: Sequence[str],
+) -> str:
+    """Macro F1, and the first words of every warning in the same breath: the UI folds the rest."""
+    interval = _interval(intervals, "f1_macro", f" ({level:.0%} interval {{}} to {{}})")
+    flags = "; ".join(_escape(_cut(" ".join(w.split(":")[0].split()), 60)) for w in warnings)
+    told = f"**Test macro F1 {_number(metrics.get('f1_macro'))}**{interval}"
+    return f"{told}. **{flags}.**" if flags else f"{told}."
+
+
 def _scores(metrics: Mapping[str, float], intervals: Mapping[str, Interval], level: float) -> str:
-    headline = _interval(intervals, "f1_macro", f" ({level:.0%} interval {{}} to {{}})")
-    lines = [
-        f"**Test macro F1 {_number(metrics.get('f1_macro'))}**{headline}",
-        "",
-        "| score | value | interval |",
-        "|---|---:|---:|",
-    ]
+    lines = [f"| score | value | {level:.0%} interval |", "|---|---:|---:|"]
     for key, name in HEADLINES.items():
         interval = _interval(intervals, key, "{} to {}") or NOT_MEASURED
         lines.append(f"| {name} | {_number(metrics.get(key))} | {interval} |")

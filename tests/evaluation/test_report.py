@@ -110,13 +110,17 @@ def test_json_has_null_for_what_was_not_measured():
     assert read["level"] == 0.95
 
 
-def test_note_shows_the_warnings_before_the_scores():
+def test_note_shows_the_warnings_beside_and_before_the_scores():
     made = summary()
     note = write_note(made)
     interval = made.intervals["f1_macro"]
     headline = f"**Test macro F1 {interval.value:.3f}** (95% interval {interval.low:.3f} to "
-    positions = [note.index(part) for part in ("Read this first", SYNTHETIC, "Not controlled",
-                                               headline, "### Per class")]  # fmt: skip
+    first = note.splitlines()[0]  # the UI shows little more than this line
+    assert first.startswith(headline)
+    assert "Synthetic data" in first
+    assert "Not controlled" in first
+    positions = [note.index(part) for part in (headline, "Read this first", SYNTHETIC,
+                                               "| score | value |", "### Per class")]  # fmt: skip
     assert positions == sorted(positions)
     assert "Read this first" not in write_note(summary(warnings=()))
 
@@ -148,8 +152,8 @@ def test_note_says_what_was_not_measured():
 
 def test_note_of_an_evaluation_has_the_warnings_and_scores_without_facts_of_a_training():
     made = summary()
-    note = write_scores("night shift", made.metrics, made.intervals, CLASSES, [NOT_CONTROLLED])
-    parts = ("## night shift", "Not controlled", "**Test macro F1 0.", "| Viral Pneumonia | 30 |",
+    note = write_scores(made.metrics, made.intervals, CLASSES, [NOT_CONTROLLED])
+    parts = ("**Test macro F1 0.", "Not controlled", "| Viral Pneumonia | 30 |",
              "not for diagnosis")  # fmt: skip
     positions = [note.index(part) for part in parts]
     assert positions == sorted(positions)
