@@ -5,7 +5,9 @@ python tools/screenshot.py --store sqlite:///mlflow.db --page experiments/1/runs
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,13 +15,16 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import click
 
-CHROMIUM = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+CHROMIUM = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--hide-scrollbars",
+]
+QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def free_port() -> int:
@@ -55,21 +60,16 @@ def main(store: str, page: str, size: str, wait: int, out: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
     command += ["--port", url.rsplit(":", 1)[1], "--backend-store-uri", store]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command, **QUIET, start_new_session=True)
     try:
         wait_for(f"{url}/health")
         with tempfile.TemporaryDirectory() as profile:
-            subprocess.run(
-                [browser, *CHROMIUM, f"--user-data-dir={profile}", f"--window-size={size}"]
-                + [f"--virtual-time-budget={wait * 1000}", f"--screenshot={out.resolve()}"]
-                + [f"{url}/#/{page}"],
-                check=True,
-                timeout=300,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            place = [f"--user-data-dir={profile}", f"--window-size={size}"]
+            draw = [f"--virtual-time-budget={wait * 1000}", f"--screenshot={out.resolve()}"]
+            command = [browser, *CHROMIUM, *place, *draw, f"{url}/#/{page}"]
+            subprocess.run(command, check=True, timeout=300, **QUIET)
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
     click.echo(f"{out}: {out.stat().st_size:,} bytes")
 
