@@ -70,7 +70,6 @@ def main(
         MODELS[model](classes),
         config,
         steps=(rounds + 1) * steps,
-        image_size=image_size,
         class_weights=None,
         device=device,
     )

@@ -112,11 +112,6 @@ class TrainConfig(_Checked):
         "oversample train without.",
     )
     epochs: int = option(10, "Most passes over the training images.")
-    first_size: int = option(
-        0,
-        "Side at which training begins, growing to --image-size in four steps: more epochs in the "
-        "same time. 0: full size throughout.",
-    )
     batch_size: int = option(64, "Images per step.")
     lr: float = option(0.001, "Peak AdamW learning rate.")
     weight_decay: float = option(0.05, "AdamW weight decay, on matrices and kernels only.")
@@ -136,9 +131,6 @@ class TrainConfig(_Checked):
         self._check_choices()
         for name in ("epochs", "batch_size", "patience"):
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
-        self._require(
-            self.first_size == 0 or self.first_size >= 32, "first_size", "must be 0, or 32 or more"
-        )
         self._require(self.lr > 0, "lr", "must be positive")  # this way round, nan is refused too
         self._require(self.weight_decay >= 0, "weight_decay", "must not be negative")
         self._require(self.clip_norm >= 0, "clip_norm", "must not be negative")
@@ -210,12 +202,6 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-    def __post_init__(self) -> None:
-        if self.train.first_size > self.data.image_size:
-            raise InputError(
-                f"--first-size={self.train.first_size} is over --image-size={self.data.image_size}"
-            )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> RunConfig:

@@ -30,7 +30,7 @@ class Balancing:
 
         A remedy trains as if class c had a share proportional to its count times its weight;
         by Bayes' rule the posterior for the true shares has log(true / trained-with) added to it
-        (Saerens, Latinne and Decaestecker, Neural Computation 14(1), 2002; Menon et al., ICLR 2021).
+        (Saerens, Latinne, Decaestecker, Neural Computation 14(1), 2002; Menon et al., ICLR 2021).
 
         Parameters
         ----------

@@ -23,8 +23,6 @@ from cxr_mlflow.errors import InputError
         ("epochs", 0),
         ("batch_size", 0),
         ("patience", 0),
-        ("first_size", 20),
-        ("first_size", 256),
         ("lr", 0.0),
         ("lr", float("nan")),
         ("weight_decay", -1.0),

@@ -80,6 +80,34 @@ def test_a_whole_run(repo, tmp_path, tracking):
         "champion": "1",
     }
 
+    split = mlflow.artifacts.download_artifacts(
+        run_id=run.info.run_id, artifact_path="data/split.csv"
+    )
+    model = ("-P", "model_uri=models:/cxr-classifier-demo@champion")
+    done = mlflow_run(
+        repo,
+        tmp_path,
+        *("-e", "evaluate", *model, "-P", "data_dir=demo"),
+        *("-P", "subset=test", "-P", f"split_file={split}"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string="tags.kind = 'evaluation'",
+        output_format="list",
+    )
+    assert found[0].data.metrics["test/f1_macro"] == run.data.metrics["test/f1_macro"]
+
+    (demo,) = (tmp_path / "cache").glob("demo-*")
+    out = tmp_path / "labels.csv"
+    covid = demo / "COVID" / "images"
+    done = mlflow_run(
+        repo, tmp_path, "-e", "predict", *model, "-P", f"input={covid}", "-P", f"output={out}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(out.read_text().splitlines()) == 1 + len(list(covid.iterdir()))
+    assert set(statuses()) == {"FINISHED"}
+
 
 @pytest.mark.skipif("CXR_TEST_UV" not in os.environ, reason="set CXR_TEST_UV=1: installs 6 GB")
 def test_uv_builds_the_environment_of_conda_yaml(repo, tmp_path, tracking):

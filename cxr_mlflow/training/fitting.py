@@ -27,7 +27,6 @@ from cxr_mlflow.training.loop import (
     averaged,
     build_optimizer,
     fit,
-    growing_sizes,
     predict,
 )
 
@@ -92,7 +91,6 @@ def start_fit(
     config: TrainConfig,
     *,
     steps: int,
-    image_size: int,
     class_weights: NDArray[np.float64] | None,
     device: torch.device,
 ) -> Fit:
@@ -112,7 +110,6 @@ def start_fit(
         scheduler,
         criterion,
         device,
-        sizes=growing_sizes(config.first_size or image_size, image_size, config.epochs),
         clip_norm=config.clip_norm,
         average=averaged(network, config.ema_decay),
     )
@@ -152,7 +149,6 @@ def train(
         network,
         config,
         steps=config.epochs * len(loader),
-        image_size=study.cache.images.shape[-1],
         class_weights=balancing.class_weights,
         device=device,
     )

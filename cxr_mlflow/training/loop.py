@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -52,7 +51,6 @@ class Fit:
     scheduler: LRScheduler
     criterion: nn.Module
     device: torch.device
-    sizes: Sequence[int] = ()  # side of the training images in each epoch; empty: as loaded
     clip_norm: float = 0.0
     average: AveragedModel | None = None
 
@@ -118,7 +116,7 @@ def train_one_epoch(
     draws = torch.zeros(num_classes, dtype=torch.int64)
     for batch, (images, labels) in enumerate(loader):  # uint8 (B, 1, S, S), int64 (B,)
         draws += torch.bincount(labels, minlength=num_classes)
-        loss = train_step(state, images, labels, state.sizes[epoch - 1] if state.sizes else None)
+        loss = train_step(state, images, labels)
         total += loss * len(labels)  # stays on the device: no wait per batch
         for callback in callbacks:
             callback.on_batch_end(epoch, batch + 1, len(loader), loss)
@@ -128,11 +126,9 @@ def train_one_epoch(
     return mean, draws.numpy()
 
 
-def train_step(state: Fit, images: Tensor, labels: Tensor, size: int | None = None) -> Tensor:
-    """One optimizer step, on images scaled to `size`; returns the loss, a scalar on the device."""
+def train_step(state: Fit, images: Tensor, labels: Tensor) -> Tensor:
+    """One optimizer step; returns the loss, a scalar on the device."""
     images = to_input(images, state.device)
-    if size is not None and size != images.shape[-1]:
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
     labels = labels.to(state.device, non_blocking=True)
     with torch.autocast("cuda", torch.bfloat16, enabled=state.device.type == "cuda"):
         loss = state.criterion(state.network(images), labels)
@@ -183,21 +179,6 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel | None:
         get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, current, num_averaged)
 
     return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
-
-
-def growing_sizes(first: int, last: int, epochs: int) -> tuple[int, ...]:
-    """Side of the training images in each epoch: four stages from `first` to `last`.
-
-    Small images first is what Howard and others did in the DAWNBench entry of fast.ai (2018), and
-    Tan and Le in EfficientNetV2 (ICML 2021): the early epochs do not need the detail.
-
-    Examples
-    --------
-    >>> growing_sizes(64, 112, 8)
-    (64, 64, 80, 80, 96, 96, 112, 112)
-    """
-    stages = [round(first + (last - first) * k / 3) for k in range(4)]
-    return (*(stages[4 * epoch // epochs] for epoch in range(epochs - 1)), last)
 
 
 def build_optimizer(network: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:

@@ -39,8 +39,8 @@ def labelled(pixels):
 CHANGES = {
     "scaled and compressed": lambda p: jpeg(scaled(p, 150)),
     "scaled up": lambda p: scaled(p, 400),
-    "cropped by 2 % all round": lambda p: cut(p, 5, 5, 5, 5),
-    "cropped on two sides": lambda p: cut(p, 7, 0, 0, 7),
+    "cropped by 4 % all round": lambda p: cut(p, 9, 9, 9, 9),
+    "cropped on two sides": lambda p: cut(p, 9, 0, 0, 9),
     "brighter and flatter": lambda p: (p * 0.7 + 60).astype(np.uint8),
     "another gamma": lambda p: (255 * (p / 255.0) ** 1.6).astype(np.uint8),
     "a label burnt in": labelled,

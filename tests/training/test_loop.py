@@ -16,7 +16,6 @@ from cxr_mlflow.training.loop import (
     averaged,
     build_optimizer,
     fit,
-    growing_sizes,
     predict,
 )
 
@@ -63,10 +62,8 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"loss": 1 - right, "f1_macro": right}
 
 
-def run_fit(*, epochs: int = 4, decay: float = 0.9, callbacks=(), lr: float = 0.01, sizes=()):
+def run_fit(*, epochs: int = 4, decay: float = 0.9, callbacks=(), lr: float = 0.01):
     network, data = small_net(), toy()
-    seen = []
-    network.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape[-1]))
     train = DataLoader(data, batch_size=16, sampler=ShuffledByEpoch(len(data)))
     optimizer = build_optimizer(network, lr=lr, weight_decay=0.01)
     state = Fit(
@@ -75,7 +72,6 @@ def run_fit(*, epochs: int = 4, decay: float = 0.9, callbacks=(), lr: float = 0.
         torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * len(train)),
         nn.CrossEntropyLoss(),
         CPU,
-        sizes=sizes,
         clip_norm=1.0,
         average=averaged(network, decay),
     )
@@ -89,7 +85,6 @@ def run_fit(*, epochs: int = 4, decay: float = 0.9, callbacks=(), lr: float = 0.
         num_classes=2,
         callbacks=callbacks,
     )
-    state.seen_sizes = seen
     return state, history
 
 
@@ -182,17 +177,3 @@ def test_missing_gpu_is_an_error_when_asked_for():
     assert pick_device("auto") == CPU
     with pytest.raises(InputError, match="--device=cuda"):
         pick_device("cuda")
-
-
-def test_training_images_grow_to_full_size_and_end_there():
-    assert growing_sizes(64, 112, 8) == (64, 64, 80, 80, 96, 96, 112, 112)
-    assert growing_sizes(112, 112, 3) == (112, 112, 112)
-    assert growing_sizes(64, 128, 1) == (128,)
-    assert growing_sizes(64, 128, 2) == (64, 128)
-
-
-def test_the_loop_scales_training_images_only():
-    state, _ = run_fit(epochs=2, decay=0.0, sizes=(8, 16))
-    steps = 96 // 16
-    assert state.seen_sizes[:steps] == [8] * steps
-    assert set(state.seen_sizes[steps:]) == {16}
