@@ -64,7 +64,7 @@ def evaluate_model(asked: EvaluateConfig, data: DataConfig, tracking: TrackingCo
     tracking_uri = use_tracking_uri()
     predictor = open_predictor(asked.model_uri)
     folder = cache_folder(data)
-    data_dir, _ = resolve_data_dir(data.data_dir, folder)
+    data_dir, _ = resolve_data_dir(data.data_dir, folder, progress=True)
     catalog = load_catalog(
         data_dir,
         mask_mode=predictor.mask_mode,

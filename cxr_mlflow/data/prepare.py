@@ -56,7 +56,7 @@ def open_catalog(data: DataConfig, *, progress: bool = True) -> Catalog:
         If there is none, or files are damaged and `on_bad_file` is 'fail'.
     """
     folder = cache_folder(data)
-    data_dir, _ = resolve_data_dir(data.data_dir, folder)
+    data_dir, _ = resolve_data_dir(data.data_dir, folder, progress=progress)
     return load_catalog(
         data_dir,
         mask_mode=data.mask_mode,
