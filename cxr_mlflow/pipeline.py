@@ -40,7 +40,7 @@ from cxr_mlflow.names import SPLITS
 from cxr_mlflow.serving.gate import check_model_loads
 from cxr_mlflow.serving.package import log_model, write_folder
 from cxr_mlflow.tracking.record import record_assessment, record_end, record_epoch, record_start
-from cxr_mlflow.tracking.registry import promote, register
+from cxr_mlflow.tracking.registry import NotRegistered, promote, register
 from cxr_mlflow.tracking.run import Tracker, open_run, use_tracking_uri
 from cxr_mlflow.training.callbacks import pick_device
 from cxr_mlflow.training.checkpoint import save_weights
@@ -77,6 +77,8 @@ def run_experiment(config: RunConfig) -> Outcome:
     InputError
         If data, weights or options cannot be used as asked. Where that shows before the run is
         opened, no run is opened.
+    NotRegistered
+        If the model did not load in a clean process; the run has everything else and is FAILED.
     """
     tracking_uri = use_tracking_uri()
     device = pick_device(config.train.device)
@@ -113,8 +115,12 @@ def run_experiment(config: RunConfig) -> Outcome:
         draw_sheets(run, plan, trained, result)
         summary = summarize(plan, trained, result)
         model_uri = log_network(run, plan, trained)
+        refused: NotRegistered | None = None
         if config.tracking.register:
-            registered = enter_registry(run, plan, result, model_uri, summary)
+            try:
+                registered = enter_registry(run, plan, result, model_uri, summary)
+            except NotRegistered as error:  # the scores are told all the same, then it is raised
+                refused, registered = error, f"not registered: {error}"
             summary = replace(summary, registered_version=registered)
         record_end(
             run,
@@ -123,6 +129,8 @@ def run_experiment(config: RunConfig) -> Outcome:
             tags={"registered": summary.registered_version or "no"},
             metrics={"best_epoch": float(trained.best_epoch)},
         )
+        if refused:
+            raise refused
     lines = closing_lines(summary, run, tracking_uri)
     return Outcome(run.run_id, result.metrics, summary.registered_version, tuple(lines))
 

@@ -19,6 +19,8 @@ from sklearn.metrics import f1_score
 from cxr_mlflow.config import DataConfig, EvaluateConfig, RunConfig, TrackingConfig
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.names import slug
+from cxr_mlflow.serving.gate import check_model_loads
+from cxr_mlflow.tracking.registry import NotRegistered
 
 pytestmark = [
     pytest.mark.slow,
@@ -269,6 +271,22 @@ def test_an_error_in_a_run_ends_it_as_failed_with_the_reason(world, demo_dir, ca
     last = mlflow.search_runs(search_all_experiments=True, output_format="list")[0]
     assert last.info.status == "FAILED"
     assert "FloatingPointError" in last.data.tags["failure"]
+
+
+def test_a_model_that_does_not_load_is_not_registered_and_the_scores_are_kept(
+    world, demo_dir, cache_dir, monkeypatch
+):
+    before = len(mlflow.MlflowClient().search_model_versions("name='cxr-classifier-demo'"))
+    strict = {**check_model_loads.__kwdefaults__, "atol": -1.0}  # no difference is that small
+    monkeypatch.setattr(check_model_loads, "__kwdefaults__", strict)
+    with pytest.raises(NotRegistered, match="probabilities are off"):
+        experiment(demo_dir, cache_dir, epochs=1)
+    last = mlflow.search_runs(search_all_experiments=True, output_format="list")[0]
+    assert last.info.status == "FAILED"
+    assert "not registered" in last.data.tags["mlflow.note.content"]
+    assert "test/f1_macro" in last.data.metrics
+    after = len(mlflow.MlflowClient().search_model_versions("name='cxr-classifier-demo'"))
+    assert after == before
 
 
 @pytest.mark.data

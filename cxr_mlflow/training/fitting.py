@@ -96,6 +96,7 @@ def start_fit(
 ) -> Fit:
     """Optimizer, schedule, loss and averaged weights for a network about to be trained."""
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # scores are float32, as the served model computes
     torch.use_deterministic_algorithms(True, warn_only=True)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(network, lr=config.lr, weight_decay=config.weight_decay)
