@@ -165,7 +165,7 @@ def load_model(name: str, num_classes: int, *, weights: str, seed: int) -> Loade
     path = Path(weights).expanduser()
     report, missing = _fit(network, read_state(path), f"--weights={path}")
     if "standin" in path.stem:  # the development stand-in, see the README on weights
-        partial = "partial ImageNet: the last block of the first weights was random"
+        partial = "Partial ImageNet: the last block of the first weights was random."
         return LoadedModel(network, f"partial ImageNet ({path.name})", (partial, *missing), report)
     return LoadedModel(network, f"file {path.name}", missing, report)
 

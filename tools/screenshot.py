@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from PIL import Image
 
 CHROMIUM = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -51,8 +52,9 @@ def wait_for(url: str, seconds: float = 120.0) -> None:
 @click.option("--page", required=True, help="What comes after #/ in the UI's address.")
 @click.option("--size", default="1600,1500", show_default=True, help="Window, pixels.")
 @click.option("--wait", default=25, show_default=True, help="Seconds the page gets to draw.")
+@click.option("--keep", default=1195, show_default=True, help="Pixels kept from the left.")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-def main(store: str, page: str, size: str, wait: int, out: Path) -> None:
+def main(store: str, page: str, size: str, wait: int, keep: int, out: Path) -> None:
     """Draw one page of the MLflow UI into a PNG."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
@@ -71,6 +73,8 @@ def main(store: str, page: str, size: str, wait: int, out: Path) -> None:
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
+    with Image.open(out) as picture:  # the assistant's panel takes the right side
+        picture.crop((0, 0, min(keep, picture.width), picture.height)).save(out, optimize=True)
     click.echo(f"{out}: {out.stat().st_size:,} bytes")
 
 
