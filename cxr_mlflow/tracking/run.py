@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cxr_mlflow.errors import InputError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 METRICS_PER_CALL = 1000  # MLflow's own limit of a batch
 PARAMS_PER_CALL = 100
 
@@ -37,7 +38,7 @@ def use_tracking_uri() -> str:
         logging.getLogger(name).setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     mlflow.set_tracking_uri(uri)
-    with _first_start_lock(uri):
+    with _first_start_lock(uri), _impatient():
         try:
             mlflow.MlflowClient().search_experiments(max_results=1)
         except mlflow.exceptions.MlflowException as error:
@@ -45,6 +46,19 @@ def use_tracking_uri() -> str:
                 f"MLFLOW_TRACKING_URI={uri}: the tracking store does not answer ({error.message})"
             ) from error
     return uri
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Let MLflow give up on a dead server after seconds; by itself it tries for minutes."""
+    before = {name: os.environ.get(name) for name in FIRST_CONTACT}
+    os.environ.update({k: v for k, v in FIRST_CONTACT.items() if before[k] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
 
 
 @contextmanager
@@ -157,7 +171,10 @@ def open_run(experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Tr
     """
     use_tracking_uri()
     joined = os.environ.get("MLFLOW_RUN_ID")
-    if not joined:  # joining: the experiment is already decided
+    if joined:  # the experiment is already decided, and no other may be active
+        home = mlflow.MlflowClient().get_run(joined).info.experiment_id
+        mlflow.set_experiment(experiment_id=home)
+    else:
         mlflow.set_experiment(experiment)
     with _sigterm_raises():
         run = mlflow.start_run(

@@ -43,7 +43,7 @@ def server(tmp_path_factory, empty_store):
             stdout=log,
             stderr=log,
             cwd=folder,
-            env=environment | {"PATH": path},
+            env=environment | {"PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             start_new_session=True,
         )
         try:
@@ -130,7 +130,11 @@ def test_the_status_tells_how_it_ended(on_server, error, status):
     assert type(error).__name__ in ended.data.tags["failure"]
 
 
-def test_a_store_that_is_not_there_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/no/such/folder/mlflow.db")
-    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI"):
+def test_a_server_that_is_not_there_is_named(monkeypatch, tracking):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead)
+    with pytest.raises(InputError, match=f"MLFLOW_TRACKING_URI={dead}"):
         use_tracking_uri()
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
