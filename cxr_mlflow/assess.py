@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from cxr_mlflow.config import AUTO, NONE, DataConfig, EvaluateConfig, TrackingConfig
-from cxr_mlflow.data.catalog import Catalog, load_catalog
-from cxr_mlflow.data.duplicates import find_groups
-from cxr_mlflow.data.locate import resolve_data_dir
-from cxr_mlflow.data.prepare import cache_folder
+from cxr_mlflow.config import AUTO, NONE, DataConfig, EvaluateConfig, MaskMode, TrackingConfig
+from cxr_mlflow.data.catalog import Catalog
+from cxr_mlflow.data.prepare import find_duplicates, open_catalog
 from cxr_mlflow.data.preprocess import needs_mask
 from cxr_mlflow.data.splits import load_split
 from cxr_mlflow.describe import CODE_DIR, SYNTHETIC, left_out, where_lines
@@ -63,15 +62,7 @@ def evaluate_model(asked: EvaluateConfig, data: DataConfig, tracking: TrackingCo
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     tracking_uri = use_tracking_uri()
     predictor = open_predictor(asked.model_uri)
-    folder = cache_folder(data)
-    data_dir, _ = resolve_data_dir(data.data_dir, folder, progress=True)
-    catalog = load_catalog(
-        data_dir,
-        mask_mode=predictor.mask_mode,
-        on_bad_file=data.on_bad_file,
-        cache_dir=folder,
-        progress=True,
-    )
+    catalog = open_catalog(replace(data, mask_mode=cast(MaskMode, predictor.mask_mode)))
     rows = rows_to_score(asked, data, catalog)
     table = relabel(catalog.table.iloc[rows].reset_index(drop=True), predictor.classes)
     warnings = what_readers_must_know(asked, catalog, predictor)
@@ -112,9 +103,7 @@ def evaluate_model(asked: EvaluateConfig, data: DataConfig, tracking: TrackingCo
                 )
             },
         )
-        groups = find_groups(
-            catalog.thumbnails, catalog.table["pixel_hash"].tolist(), cache_dir=folder
-        ).groups
+        groups = find_duplicates(catalog, data).groups
         result = assess(
             table,
             score(predictor, table),

@@ -64,6 +64,11 @@ class Plan:
         warnings += left_out(self.study.catalog.problems)
         return (*warnings, NOT_CONTROLLED)
 
+    @cached_property
+    def commit(self) -> str:
+        """Commit of this checkout, asked once: a run that takes hours names one commit."""
+        return git_commit(CODE_DIR)
+
     def caption(self, what: str = "") -> str:
         """Subtitle of a figure: the run, what is shown, and what must not be overlooked."""
         parts = [self.name, what, f"weights={self.loaded.weights}"]
@@ -170,7 +175,7 @@ def summarize(plan: Plan, trained: Trained, result: Assessment) -> RunSummary:
         confusion=confusion(result.y_true, result.probabilities.argmax(axis=1), len(classes)),
         warnings=plan.warnings,
         num_duplicate_groups=int((np.bincount(study.duplicates.groups) > 1).sum()),
-        git_commit=git_commit(CODE_DIR),
+        git_commit=plan.commit,
     )
 
 

@@ -19,14 +19,13 @@ from cxr_mlflow.data.duplicates import plot_contact_sheet
 from cxr_mlflow.data.prepare import prepare
 from cxr_mlflow.data.preprocess import needs_mask
 from cxr_mlflow.describe import (
-    CODE_DIR,
     Plan,
     announce,
     augmented_sheet,
     closing_lines,
     summarize,
 )
-from cxr_mlflow.environment import git_commit, package_versions
+from cxr_mlflow.environment import package_versions
 from cxr_mlflow.evaluation.assessment import Assessment, assess, softmax, validation_scores
 from cxr_mlflow.evaluation.plots import (
     plot_class_distribution,
@@ -173,7 +172,7 @@ def start_record(run: Tracker, plan: Plan) -> None:
             "split_digest": split.digest,
             "test_digest": split.test_digest,
             "first_weights": plan.loaded.weights,
-            "git_commit": git_commit(CODE_DIR),
+            "git_commit": plan.commit,
             **package_versions(),
         },
         config=asdict(plan.config),

@@ -87,8 +87,7 @@ def check(
 ) -> None:
     """Decode every file of a data set and list what is wrong; status 1 if files are unusable."""
     from cxr_mlflow.data.catalog import resolve_data_dir, scan_catalog
-    from cxr_mlflow.data.duplicates import find_groups
-    from cxr_mlflow.data.prepare import cache_folder
+    from cxr_mlflow.data.prepare import cache_folder, find_duplicates
 
     config = _config(folder, options)
     cache_dir = cache_folder(config)
@@ -96,8 +95,7 @@ def check(
     catalog = scan_catalog(
         root, mask_mode=config.mask_mode, cache_dir=cache_dir, progress=_on_terminal()
     )
-    hashes = catalog.table["pixel_hash"].tolist()
-    duplicates = find_groups(catalog.thumbnails, hashes, cache_dir=cache_dir)
+    duplicates = find_duplicates(catalog, config)
     console = _console()
     _print_classes(console, catalog)
     _print_duplicates(console, duplicates)
@@ -138,21 +136,11 @@ def cache(folder: str | None, **options: Any) -> None:
 @click.option("--out", type=OutFile, required=True, help="CSV file for --split-file.")
 def split(folder: str | None, out: Path, **options: Any) -> None:
     """Divide a data set into train, val and test, duplicates kept together, and save who is who."""
-    from cxr_mlflow.data.duplicates import find_groups
-    from cxr_mlflow.data.prepare import cache_folder, open_catalog
-    from cxr_mlflow.data.splits import make_split
+    from cxr_mlflow.data.prepare import divide, find_duplicates, open_catalog
 
     config = _config(folder, options)
     catalog = open_catalog(config, progress=_on_terminal())
-    hashes = catalog.table["pixel_hash"].tolist()
-    groups = find_groups(catalog.thumbnails, hashes, cache_dir=cache_folder(config)).groups
-    divided = make_split(
-        catalog,
-        groups,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-    )
+    divided = divide(catalog, find_duplicates(catalog, config), config)
     _write(out, "--out", lambda: divided.save(out))
     console = _console()
     counts = divided.counts()

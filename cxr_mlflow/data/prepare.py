@@ -66,6 +66,23 @@ def open_catalog(data: DataConfig, *, progress: bool = True) -> Catalog:
     )
 
 
+def find_duplicates(catalog: Catalog, data: DataConfig) -> Duplicates:
+    """Group the images of a catalog that show one film; kept in the cache folder."""
+    hashes = catalog.table["pixel_hash"].tolist()
+    return find_groups(catalog.thumbnails, hashes, cache_dir=cache_folder(data))
+
+
+def divide(catalog: Catalog, duplicates: Duplicates, data: DataConfig) -> Split:
+    """Make the train/val/test split that the options describe."""
+    return make_split(
+        catalog,
+        duplicates.groups,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        seed=data.split_seed,
+    )
+
+
 def prepare(data: DataConfig, *, progress: bool = True) -> Study:
     """Read, group, split and decode the data set that the options name.
 
@@ -75,19 +92,9 @@ def prepare(data: DataConfig, *, progress: bool = True) -> Study:
         If the data cannot be used as asked; the message names file or flag.
     """
     catalog = open_catalog(data, progress=progress)
-    duplicates = find_groups(
-        catalog.thumbnails,
-        catalog.table["pixel_hash"].tolist(),
-        cache_dir=cache_folder(data),
-    )
+    duplicates = find_duplicates(catalog, data)
     if data.split_file == NONE:
-        split = make_split(
-            catalog,
-            duplicates.groups,
-            val_fraction=data.val_fraction,
-            test_fraction=data.test_fraction,
-            seed=data.split_seed,
-        )
+        split = divide(catalog, duplicates, data)
     else:
         split = load_split(Path(data.split_file).expanduser(), catalog)
     cache = load_cache(
