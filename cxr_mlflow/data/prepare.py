@@ -15,7 +15,6 @@ from cxr_mlflow.data.catalog import Catalog, load_catalog, resolve_data_dir
 from cxr_mlflow.data.duplicates import Duplicates, find_groups
 from cxr_mlflow.data.splits import Split, load_split, make_split
 from cxr_mlflow.environment import default_cache_dir
-from cxr_mlflow.names import SPLITS
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,7 @@ class Study:
 
     def counts(self) -> pd.DataFrame:
         """Images by split (rows) and class (columns)."""
-        classes = list(self.catalog.classes)
-        rows = {name: self.labels[self.split.rows(name)] for name in SPLITS}
-        return pd.DataFrame(
-            {name: np.bincount(labels, minlength=len(classes)) for name, labels in rows.items()},
-            index=classes,
-        ).T
+        return self.split.counts().T.reindex(columns=list(self.catalog.classes))
 
 
 def cache_folder(data: DataConfig) -> Path:
