@@ -24,11 +24,17 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 AUTO = "auto"
 NONE = "none"
+FILE = "file"
+FROM_SCRATCH = ("cnn",)
+"""Models for which no first weights exist."""
 
 
-def option(default: Any, help: str) -> Any:
-    """Declare a field together with its help text, which every front end shows as it is."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *, argument: bool = False) -> Any:
+    """Declare a field together with its help text, which every front end shows as it is.
+
+    An `argument` is given to the command by its place, not by a flag.
+    """
+    return field(default=default, metadata={"help": help, "argument": argument})
 
 
 class _Checked:
@@ -191,6 +197,37 @@ class PredictConfig(_Checked):
 
     def __post_init__(self) -> None:
         for name in ("model_uri", "input", "masks", "output"):
+            self._require(bool(getattr(self, name).strip()), name, "must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExperimentConfig(_Checked):
+    """A file of cells to train and compare, and how to go about it."""
+
+    file: str = option(
+        "experiments/smoke.yaml", "The cells, as a small diff over the defaults.", argument=True
+    )
+    data_dir: str = option(
+        FILE, "As --data-dir of cxr train. 'file': what the file says, else 'auto'."
+    )
+    weights: str = option(
+        FILE,
+        "As --weights of cxr train, for all but the cnn, which begins from scratch. 'file': what "
+        "the file says, else 'auto'.",
+    )
+    seeds: str = option(FILE, "Seeds of every row, as '0,1,2' or '0-4'. 'file': those of the file.")
+    overrides: str = option(
+        NONE, "Options set over the file in every cell, as 'epochs=3,image_size=64'."
+    )
+    jobs: int = option(1, "Cells trained at the same time, each in a process of its own.")
+    max_time: float = option(0.0, "Minutes after which no new cell is begun; 0: no limit.")
+    fresh: bool = option(False, "Begin a new parent run, whatever cells are finished already.")
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._require(self.jobs >= 1, "jobs", "must be at least 1")
+        self._require(self.max_time >= 0, "max_time", "must not be negative")
+        for name in ("file", "data_dir", "weights", "seeds", "overrides"):
             self._require(bool(getattr(self, name).strip()), name, "must not be empty")
 
 

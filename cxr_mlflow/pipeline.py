@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
 
-from cxr_mlflow.config import AUTO, RunConfig
+from cxr_mlflow.config import RunConfig
 from cxr_mlflow.data.dataset import Draw
 from cxr_mlflow.data.duplicates import plot_contact_sheet
 from cxr_mlflow.data.prepare import prepare
-from cxr_mlflow.data.preprocess import needs_mask
 from cxr_mlflow.describe import (
     Plan,
     announce,
@@ -36,17 +35,15 @@ from cxr_mlflow.evaluation.plots import (
 from cxr_mlflow.evaluation.report import RunSummary, metrics_json, worst_errors, write_note
 from cxr_mlflow.models import load_model
 from cxr_mlflow.names import SPLITS
-from cxr_mlflow.serving.gate import check_model_loads
+from cxr_mlflow.registration import GATE_FILE, enter_registry
 from cxr_mlflow.serving.package import log_model, write_folder
 from cxr_mlflow.tracking.record import record_assessment, record_end, record_epoch, record_start
-from cxr_mlflow.tracking.registry import NotRegistered, promote, register
+from cxr_mlflow.tracking.registry import NotRegistered
 from cxr_mlflow.tracking.run import Tracker, open_run, use_tracking_uri
 from cxr_mlflow.training.callbacks import pick_device
 from cxr_mlflow.training.checkpoint import save_weights
 from cxr_mlflow.training.fitting import Trained, score_split, train, training_set
 from cxr_mlflow.training.loop import EpochResult
-
-GATE_IMAGES = 5
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,14 @@ class Outcome:
     lines: tuple[str, ...]
 
 
-def run_experiment(config: RunConfig) -> Outcome:
+def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) -> Outcome:
     """Train one configuration, test it, tell MLflow everything, register the model.
 
     Parameters
     ----------
     config : RunConfig
+    tags : mapping of str to str, optional
+        Tags of the run, beside those that every run has.
 
     Returns
     -------
@@ -88,7 +87,7 @@ def run_experiment(config: RunConfig) -> Outcome:
     )
     plan = Plan(config, study, loaded)
     announce(Console(file=sys.stderr, highlight=False, soft_wrap=True), plan)
-    with open_run(config.tracking.experiment, plan.name, plan.tags()) as run:
+    with open_run(config.tracking.experiment, plan.name, {**plan.tags(), **(tags or {})}) as run:
         start_record(run, plan)
         trained = train(
             loaded.network,
@@ -117,7 +116,7 @@ def run_experiment(config: RunConfig) -> Outcome:
         refused: NotRegistered | None = None
         if config.tracking.register:
             try:
-                registered = enter_registry(run, plan, result, model_uri, summary)
+                registered = register_trained(run, plan, result, model_uri, summary)
             except NotRegistered as error:  # the scores are told all the same, then it is raised
                 refused, registered = error, f"not registered: {error}"
             summary = replace(summary, registered_version=registered)
@@ -126,7 +125,10 @@ def run_experiment(config: RunConfig) -> Outcome:
             note=write_note(summary),
             metrics_json=metrics_json(result.metrics, result.intervals),
             tags={"registered": summary.registered_version or "no"},
-            metrics={"best_epoch": float(trained.best_epoch)},
+            metrics={
+                "best_epoch": float(trained.best_epoch),
+                "best_val_f1_macro": float(trained.history["val/f1_macro"].max()),
+            },
         )
         if refused:
             raise refused
@@ -235,31 +237,18 @@ def log_network(run: Tracker, plan: Plan, trained: Trained) -> str:
     return model_uri
 
 
-def enter_registry(
+def register_trained(
     run: Tracker, plan: Plan, result: Assessment, model_uri: str, summary: RunSummary
 ) -> str:
-    """Register the logged model if it loads in a clean process; tell as what.
-
-    Raises
-    ------
-    NotRegistered
-        If it does not load, or does not predict what the network did.
-    """
+    """Register the model just logged, see `enter_registry`."""
     config, study = plan.config, plan.study
-    table = study.catalog.table.iloc[study.split.rows("test")[:GATE_IMAGES]]
-    masked = needs_mask(config.data.mask_mode)
-    gate = check_model_loads(
+    return enter_registry(
         model_uri,
-        [Path(path).read_bytes() for path in table["path"]],
-        [Path(path).read_bytes() for path in table["mask_path"]] if masked else None,
-        result.probabilities[:GATE_IMAGES],
+        study.catalog.table.iloc[study.split.rows("test")],
+        result.probabilities,
+        mask_mode=config.data.mask_mode,
+        tracking=config.tracking,
+        tags=plan.provenance() | {"f1_macro": f"{result.metrics['f1_macro']:.4f}"},
+        description=write_note(summary),
+        log_gate=lambda text: run.log_text(text, GATE_FILE),
     )
-    run.log_json({**gate.tags(), "reasons": list(gate.reasons)}, "model_gate.json")
-    name = config.tracking.registered_model
-    if name == AUTO:
-        name = "cxr-classifier-demo" if plan.is_demo else "cxr-classifier"
-    tags = plan.provenance() | {"f1_macro": f"{result.metrics['f1_macro']:.4f}"}
-    version = register(model_uri, name=name, gate=gate, tags=tags, description=write_note(summary))
-    verdict = promote(name, version, samples=config.tracking.bootstrap_samples)
-    alias = "champion" if verdict.promoted else "challenger"
-    return f"{name} version {version} ({alias}; {verdict.reason})"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from cxr_mlflow import __version__
+from cxr_mlflow.cli.compare import compare
 from cxr_mlflow.cli.data import data
 from cxr_mlflow.cli.evaluate import evaluate
+from cxr_mlflow.cli.experiment import experiment
 from cxr_mlflow.cli.options import CONTEXT, CxrGroup
 from cxr_mlflow.cli.predict import predict
 from cxr_mlflow.cli.promote import promote
@@ -19,5 +21,5 @@ def main() -> None:
     """Train, compare and serve chest X-ray classifiers, tracked in MLflow. Not for diagnosis."""
 
 
-for command in (train, evaluate, predict, data, promote):
+for command in (train, evaluate, predict, experiment, compare, data, promote):
     main.add_command(command)

@@ -104,6 +104,8 @@ def config_options(*parts: type[Any], only: Iterable[str] | None = None) -> Call
 
 def _option(part: type[Any], field: Any) -> Callable[[Function], Function]:
     plain, choices = option_type(part, field.name)
+    if field.metadata["argument"]:
+        return click.argument(field.name, type=plain)
     return click.option(
         f"--{flag(field.name)}",
         field.name,

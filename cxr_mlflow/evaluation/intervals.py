@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.metrics import (
     Floats,
     Labels,
@@ -92,18 +93,18 @@ def bootstrap_intervals(
     slugs = class_slugs(classes)
     y_true, probabilities = check_predictions(y_true, probabilities, len(classes))
     members = _members(groups, len(y_true))
-    _check_draw(samples, level)
-    cells = _cells_by_group(y_true, probabilities.argmax(axis=1), members, len(classes))
+    check_draw(samples, level)
+    cells = count_cells(y_true, probabilities.argmax(axis=1), members, len(classes))
 
     def measure(weights: Array) -> dict[str, Array]:  # float64 (B, G)
-        scores = _scores(weights @ cells, slugs)
+        scores = score_cells(weights @ cells, slugs)
         per_image = weights[:, members]
         aucs = [_roc_auc(y_true == c, probabilities[:, c], per_image) for c in range(len(classes))]
         return scores | {"roc_auc_macro": np.mean(aucs, axis=0)}
 
     num_groups = len(cells)
     values = measure(np.ones((1, num_groups)))
-    parts = [measure(weights) for weights in _draw(num_groups, samples, seed)]
+    parts = [measure(weights) for weights in draw_weights(num_groups, samples, seed)]
     return {
         key: _interval(float(value[0]), np.concatenate([part[key] for part in parts]), level)
         for key, value in values.items()
@@ -149,13 +150,13 @@ def paired_difference(
     y_true = check_labels(y_true, num_classes)
     predictions = {"pred_a": pred_a, "pred_b": pred_b}
     members = _members(groups, len(y_true))
-    _check_draw(samples, level)
+    check_draw(samples, level)
     cells = []
     for name, pred in predictions.items():
         pred = check_labels(pred, num_classes, name)
         if pred.shape != y_true.shape:
             raise ValueError(f"y_true and {name} differ in length: {len(y_true)}, {len(pred)}")
-        cells.append(_cells_by_group(y_true, pred, members, num_classes))
+        cells.append(count_cells(y_true, pred, members, num_classes))
 
     def measure(weights: Array) -> Array:
         a, b = (_f1(weights @ part).mean(axis=-1) for part in cells)
@@ -163,19 +164,26 @@ def paired_difference(
 
     num_groups = len(cells[0])
     value = measure(np.ones((1, num_groups)))
-    resampled = np.concatenate([measure(w) for w in _draw(num_groups, samples, seed)])
+    resampled = np.concatenate([measure(w) for w in draw_weights(num_groups, samples, seed)])
     return _interval(float(value[0]), resampled, level)
 
 
-def _check_draw(samples: int, level: float) -> None:
+def check_draw(samples: int, level: float) -> None:
+    """Refuse a number of resamples or a level that is out of range.
+
+    Raises
+    ------
+    InputError
+        If `samples` is below 1, or `level` not between 0 and 1.
+    """
     if samples < 1:
-        raise ValueError(f"samples={samples} must be at least 1")
+        raise InputError(f"samples={samples} must be at least 1")
     if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie between 0 and 1; 0.95, not 95")
+        raise InputError(f"level={level} must lie between 0 and 1; 0.95, not 95")
 
 
 def _members(groups: Labels | None, num_images: int) -> NDArray[np.int64]:
-    """Group of each image, renumbered 0..G-1."""
+    """Group of each image, int64 (N,), renumbered 0..G-1; each image its own by default."""
     if groups is None:
         return np.arange(num_images)
     groups = np.asarray(groups)
@@ -186,7 +194,7 @@ def _members(groups: Labels | None, num_images: int) -> NDArray[np.int64]:
     return np.unique(groups, return_inverse=True)[1]
 
 
-def _cells_by_group(
+def count_cells(
     y_true: NDArray[np.int64], y_pred: NDArray[np.int64], members: NDArray[np.int64], c: int
 ) -> Array:
     """Confusion matrix of each group, flat: float64 (G, C * C), rows of it true classes."""
@@ -195,8 +203,11 @@ def _cells_by_group(
     return np.bincount(flat, minlength=num_groups * c * c).reshape(num_groups, -1).astype(float)
 
 
-def _draw(num_groups: int, samples: int, seed: int) -> Iterator[Array]:
-    """Yield float64 (B, G): how often each group is in each of B <= CHUNK resamples."""
+def draw_weights(num_groups: int, samples: int, seed: int) -> Iterator[Array]:
+    """Yield float64 (B, G): how often each group is in each of B <= CHUNK resamples.
+
+    Equal arguments give equal resamples: what is scored on them one after the other is paired.
+    """
     generator = np.random.default_rng(seed)
     for start in range(0, samples, CHUNK):
         rows = min(CHUNK, samples - start)
@@ -224,8 +235,11 @@ def _counts(flat: Array) -> tuple[Array, Array, Array, Array]:
     return matrix, flat.sum(axis=1), matrix.sum(axis=2), matrix.sum(axis=1)
 
 
-def _scores(flat: Array, slugs: Sequence[str]) -> dict[str, Array]:
-    """Scores of B confusion matrices, float64 (B, C * C): key -> float64 (B,)."""
+def score_cells(flat: Array, slugs: Sequence[str]) -> dict[str, Array]:
+    """Scores of B confusion matrices, float64 (B, C * C): key -> float64 (B,).
+
+    Keys as in `bootstrap_intervals`, less "roc_auc_macro"; nan where a class has no image.
+    """
     matrix, total, true, predicted = _counts(flat)
     hits = np.diagonal(matrix, axis1=1, axis2=2)
     present = true > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 
 import mlflow
@@ -11,17 +10,15 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from cxr_mlflow.evaluation.comparison import NotComparable
 from cxr_mlflow.evaluation.intervals import Interval, paired_difference
-
-PREDICTIONS = "test/predictions.csv"
-"""Artifact of the run behind a version: columns `image_id`, `true`, `predicted`; and `group`, if
-near-duplicates are to be resampled together."""
-TEST_DIGEST = "test_digest"
-"""Tag or parameter of that run: which images it was tested on."""
-
-
-class NotComparable(Exception):
-    """Two versions were not tested alike; the message says how they differ."""
+from cxr_mlflow.tracking.tested import (
+    PREDICTIONS,
+    TEST_DIGEST,
+    digest_of_test,
+    read_predictions,
+    run_behind,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class _Test:
 
     version: str
     digest: str
-    table: pd.DataFrame  # all text, indexed by image_id
+    table: pd.DataFrame  # indexed by image_id
 
 
 def compare_tests(
@@ -82,21 +79,13 @@ def compare_tests(
 def _test_of(client: mlflow.MlflowClient, version: ModelVersion) -> _Test:
     """Read digest and predictions from the run that made a version."""
     name = f"version {version.version}"
-    run_id = version.run_id or (
-        client.get_logged_model(version.model_id).source_run_id if version.model_id else None
-    )
-    if not run_id:
-        raise NotComparable(f"{name} names no run with test predictions")
+    run_id = run_behind(client, version.version, version.run_id, version.model_id)
     try:
-        data = client.get_run(run_id).data
-        digest = data.tags.get(TEST_DIGEST) or data.params.get(TEST_DIGEST)
-        if not digest:
-            raise NotComparable(f"the run of {name} does not say its {TEST_DIGEST}")
-        with tempfile.TemporaryDirectory() as folder:
-            path = client.download_artifacts(run_id, PREDICTIONS, folder)
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (MlflowException, OSError) as error:
-        raise NotComparable(f"the run of {name} has no {PREDICTIONS} ({error})") from error
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise NotComparable(f"the run of {name} is gone ({error.message})") from error
+    told = f"the run of {name}"
+    digest, table = digest_of_test(run, told), read_predictions(client, run_id, told)
     if missing := {"image_id", "true", "predicted"} - {*table.columns}:
         raise NotComparable(f"{PREDICTIONS} of {name} has no column {', '.join(sorted(missing))}")
     return _Test(str(version.version), digest, table.set_index("image_id").sort_index())

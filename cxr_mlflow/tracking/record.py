@@ -77,3 +77,31 @@ def record_end(
     tracker.log_json(metrics_json, "metrics.json")
     tracker.log_text(note, "README.md")
     tracker.set_tags({**tags, "mlflow.note.content": note})
+
+
+def record_comparison(
+    tracker: Tracker,
+    *,
+    texts: Mapping[str, str],
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, Figure],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+) -> None:
+    """On the parent run: the table of its cells, as files, figures and numbers.
+
+    Parameters
+    ----------
+    texts, tables, figures : mapping of file name to content
+        Go to the folder `comparison`; figures also where the UI compares pictures.
+    metrics, tags : mapping
+    """
+    for name, text in texts.items():
+        tracker.log_text(text, f"comparison/{name}")
+    for name, table in tables.items():
+        tracker.log_csv(table, f"comparison/{name}")
+    for name, figure in figures.items():
+        tracker.log_figure(figure, f"comparison/{name}.png")
+        tracker.log_comparable(figure, f"comparison_{name}")
+    tracker.log_metrics(metrics)
+    tracker.set_tags(tags)

@@ -73,7 +73,7 @@ def _first_start_lock(uri: str) -> Iterator[None]:
 
 
 class Tracker:
-    """Logs to the run that is open; made by `open_run`."""
+    """Logs to one run, open or finished."""
 
     def __init__(self, run_id: str, experiment_id: str) -> None:
         self.run_id, self.experiment_id = run_id, experiment_id
@@ -98,44 +98,46 @@ class Tracker:
                 )
         new = [(name, value) for name, value in params.items() if name not in logged]
         for start in range(0, len(new), PARAMS_PER_CALL):
-            mlflow.log_params(dict(new[start : start + PARAMS_PER_CALL]))
+            mlflow.log_params(dict(new[start : start + PARAMS_PER_CALL]), run_id=self.run_id)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None) -> None:
         """Log numbers under "split/name" keys; what was not measured (nan) is left out."""
         measured = [(name, float(v)) for name, v in metrics.items() if np.isfinite(v)]
         for start in range(0, len(measured), METRICS_PER_CALL):
-            mlflow.log_metrics(dict(measured[start : start + METRICS_PER_CALL]), step=step)
+            some = dict(measured[start : start + METRICS_PER_CALL])
+            mlflow.log_metrics(some, step=step, run_id=self.run_id)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; old values are replaced."""
-        mlflow.set_tags(dict(tags))
+        for name, value in tags.items():
+            self.client.set_tag(self.run_id, name, value)
 
     def log_text(self, text: str, path: str) -> None:
         """Log a text file."""
-        mlflow.log_text(text, path)
+        self.client.log_text(self.run_id, text, path)
 
     def log_json(self, value: object, path: str) -> None:
         """Log a JSON file; nan is not JSON and must be null already."""
-        mlflow.log_text(json.dumps(value, indent=2, allow_nan=False) + "\n", path)
+        self.log_text(json.dumps(value, indent=2, allow_nan=False) + "\n", path)
 
     def log_csv(self, table: pd.DataFrame, path: str) -> None:
         """Log a table as CSV, which the UI shows as a table."""
-        mlflow.log_text(table.to_csv(index=False), path)
+        self.log_text(table.to_csv(index=False), path)
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Log a figure as a PNG among the run's artifacts."""
-        mlflow.log_figure(figure, path, save_kwargs={"dpi": 110})
+        self.client.log_figure(self.run_id, figure, path, save_kwargs={"dpi": 110})
 
     def log_comparable(self, figure: Figure, key: str, *, step: int = 0) -> None:
         """Log a figure under a key, so that the UI shows it beside other runs' figures."""
         figure.set_dpi(110)
         figure.canvas.draw()
         pixels: NDArray[np.uint8] = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
-        mlflow.log_image(np.ascontiguousarray(pixels), key=key, step=step)
+        self.client.log_image(self.run_id, np.ascontiguousarray(pixels), key=key, step=step)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Log a file as it is."""
-        mlflow.log_artifact(str(path), folder)
+        self.client.log_artifact(self.run_id, str(path), folder)
 
     def artifact_uri(self) -> str:
         """Where the run's files are."""
@@ -162,15 +164,37 @@ def _meaning(text: str) -> object:
         return text
 
 
+def joined_run() -> str | None:
+    """Id of the run that `mlflow run` opened for this command; None if it was not used."""
+    return os.environ.get("MLFLOW_RUN_ID") or None
+
+
 @contextmanager
-def open_run(experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Tracker]:
+def open_run(
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    *,
+    run_id: str | None = None,
+    system_metrics: bool = True,
+) -> Iterator[Tracker]:
     """Open a run, or join the one that `mlflow run` opened.
 
     It ends as FINISHED, as FAILED with the tag `failure` if an error leaves the block, or as
-    KILLED at Ctrl-C and SIGTERM.
+    KILLED at Ctrl-C, SIGTERM and `Stopped`.
+
+    Parameters
+    ----------
+    experiment, name : str
+        Of a new run.
+    tags : mapping
+    run_id : str, optional
+        A run that is there already, to go on with.
+    system_metrics : bool
+        Whether load and memory of the machine are logged beside.
     """
     use_tracking_uri()
-    joined = os.environ.get("MLFLOW_RUN_ID")
+    joined = run_id or joined_run()
     if joined:  # the experiment is already decided, and no other may be active
         home = mlflow.MlflowClient().get_run(joined).info.experiment_id
         mlflow.set_experiment(experiment_id=home)
@@ -178,22 +202,29 @@ def open_run(experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Tr
         mlflow.set_experiment(experiment)
     with _sigterm_raises():
         run = mlflow.start_run(
-            run_id=joined, run_name=None if joined else name, log_system_metrics=True
+            run_id=joined, run_name=None if joined else name, log_system_metrics=system_metrics
         )
         status = RunStatus.FAILED
         try:
             mlflow.set_tags({**tags, **({"mlflow.runName": name} if joined else {})})
+            if "failure" in run.data.tags:  # of an earlier attempt
+                mlflow.delete_tag("failure")
             yield Tracker(run.info.run_id, run.info.experiment_id)
             status = RunStatus.FINISHED
-        except (KeyboardInterrupt, Terminated) as error:
+        except (KeyboardInterrupt, Terminated, Stopped) as error:
             status = RunStatus.KILLED
-            mlflow.set_tag("failure", type(error).__name__)
+            told = str(error) if isinstance(error, Stopped) else type(error).__name__
+            mlflow.set_tag("failure", told[:500])
             raise
         except BaseException as error:
             mlflow.set_tag("failure", f"{type(error).__name__}: {error}"[:500])
             raise
         finally:
             mlflow.end_run(RunStatus.to_string(status))
+
+
+class Stopped(Exception):
+    """The run was stopped on purpose before its end; the message says why."""
 
 
 class Terminated(SystemExit):

@@ -1,0 +1,127 @@
+"""What a comparison found, in plain words: a sentence per pair and one for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cxr_mlflow.evaluation.intervals import Interval
+
+ONE_SEED = "one seed: the chance of training is not in this interval"
+_MOST_NAMES = 3
+
+
+def verdict(
+    rows: tuple[str, str],
+    seeds: tuple[int, int],
+    difference: Interval,
+    p_values: tuple[float, float],
+    num_pairs: int,
+    level: float,
+) -> str:
+    """Say in one sentence whether a is better than b, and what that rests on.
+
+    Parameters
+    ----------
+    rows, seeds : pair of str, pair of int
+        Labels of a and b, and how many seeds each was trained with.
+    difference : Interval
+        Mean macro F1 of a less that of b.
+    p_values : pair of float
+        Of the difference; as it is, and adjusted for `num_pairs`.
+    num_pairs : int
+        Pairs shown.
+    level : float
+        Of the interval; below 1 - level the adjusted p-value tells rows apart.
+    """
+    (a, b), (p, adjusted) = rows, p_values
+    once = [row for row, number in zip(rows, seeds, strict=True) if number == 1]
+    if adjusted < 1 - level:
+        said = f"is {'better' if difference.value > 0 else 'worse'} than {b}"
+        said += " in these runs" if once else ""
+    else:
+        said = f"is not distinguishable from {b}"
+        said += f" once {num_pairs} comparisons are counted" if p < 1 - level else ""
+    holm = f"; Holm over {num_pairs} pairs {_p(adjusted)}" if num_pairs > 1 else ""
+    told = (
+        f"{a} {said}: {difference.value:+.3f} [{difference.low:.3f}, {difference.high:.3f}] "
+        f"macro F1, {seeds[0]} and {_count(seeds[1])} (p {_p(p)}{holm})"
+    )
+    if once:
+        told += f"; {'both have' if len(once) == 2 else f'{once[0]} has'} {ONE_SEED}"
+    return f"{told}."
+
+
+def leader(scores: Mapping[str, tuple[Interval, int]], told_apart: Mapping[str, bool]) -> str:
+    """Say in one sentence which row leads, and which are not distinguishable from it.
+
+    Parameters
+    ----------
+    scores : mapping of str to (Interval, int)
+        Label -> mean macro F1 and number of seeds; the leading row first.
+    told_apart : mapping of str to bool
+        Label of each other row -> whether the leading row is distinguishable from it.
+    """
+    first = next(iter(scores))
+    if not told_apart:
+        return _sentence(f"{first} has {_score(*scores[first])}", scores)
+    equal = [row for row, differs in told_apart.items() if not differs]
+    if not equal:
+        end = f"and is better than {_all_others(len(told_apart))}"
+    elif len(equal) == len(told_apart) > _MOST_NAMES:
+        end = f"but is not distinguishable from {_all_others(len(equal))}"
+    else:
+        end = f"but is not distinguishable from {' and '.join(equal)}"
+    return _sentence(f"{first} leads with {_score(*scores[first])}, {end}", scores)
+
+
+def against_baseline(
+    scores: Mapping[str, tuple[Interval, int]],
+    baseline: str,
+    gaps: Mapping[str, tuple[float, bool]],
+) -> str:
+    """Say in one sentence which rows are better and worse than the baseline.
+
+    Parameters
+    ----------
+    scores : mapping of str to (Interval, int)
+        As in `leader`.
+    baseline : str
+        Its label.
+    gaps : mapping of str to (float, bool)
+        Label of each other row -> how much its macro F1 is above that of the baseline, and whether
+        the two are distinguishable.
+    """
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
+    for row, (gap, differs) in gaps.items():
+        found = "better" if gap > 0 else "worse"
+        groups[found if differs else "not distinguishable"].append(row)
+    told = "; ".join(f"{word}: {' and '.join(rows)}" for word, rows in groups.items() if rows)
+    base = f"the baseline {baseline}, {_score(*scores[baseline])}"
+    return _sentence(f"Against {base} — {told or 'there is no other row'}", scores)
+
+
+def _sentence(told: str, scores: Mapping[str, tuple[Interval, int]]) -> str:
+    once = sum(seeds == 1 for _, seeds in scores.values())
+    if once:
+        who = "1 row has" if once == 1 else f"{once} rows have"
+        told += f" ({who} {ONE_SEED})"
+    return f"{told}."
+
+
+def _score(score: Interval, seeds: int) -> str:
+    ends = f"{score.low:.3f}–{score.high:.3f}"
+    return f"macro F1 {score.value:.3f} ({ends}) over {_count(seeds)}"
+
+
+def _count(seeds: int) -> str:
+    return f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _all_others(number: int) -> str:
+    return "the other row" if number == 1 else f"any of the other {number} rows"
+
+
+def _p(value: float) -> str:
+    if value < 0.001:
+        return "< 0.001"
+    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"

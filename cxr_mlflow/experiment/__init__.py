@@ -1,0 +1,1 @@
+"""Many cells from one file: planned, trained in processes of their own, compared."""

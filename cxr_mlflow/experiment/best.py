@@ -1,0 +1,81 @@
+"""Registers the best model of an experiment: chosen on validation, never on the test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from cxr_mlflow.data.prepare import Study
+from cxr_mlflow.experiment.plan import Cell, Plan
+from cxr_mlflow.names import slug
+from cxr_mlflow.registration import GATE_FILE, enter_registry
+from cxr_mlflow.tracking.parents import Child
+from cxr_mlflow.tracking.run import Tracker
+from cxr_mlflow.tracking.tested import as_tested
+
+CHOSEN_BY = "best_val_f1_macro"
+"""Metric of a run: macro F1 on the validation images at its best epoch."""
+PASSED_ON = ("data", "weights", "synthetic", "controls")
+
+
+def choose(done: Mapping[Cell, Child]) -> Cell:
+    """Pick the row with the best mean on the validation images, and of it the best seed.
+
+    The test images have no say: a model chosen on them would carry their luck into its score.
+    """
+    scores: dict[str, list[float]] = {}
+    for cell, child in done.items():
+        scores.setdefault(cell.row, []).append(_score(child))
+    row = max(scores, key=lambda name: float(np.mean(scores[name])))
+    return max((cell for cell in done if cell.row == row), key=lambda cell: _score(done[cell]))
+
+
+def register_best(plan: Plan, study: Study, done: Mapping[Cell, Child]) -> tuple[Cell, str]:
+    """Register the model of the best cell.
+
+    Returns
+    -------
+    cell : Cell
+        The best one.
+    told : str
+        As what it is registered now.
+
+    Raises
+    ------
+    NotRegistered
+        If it does not load in a clean process.
+    """
+    cell = choose(done)
+    child = done[cell]
+    tags = child.run.data.tags
+    tested = as_tested(child.run, cell.row)
+    table = study.catalog.table.set_index("image_id", drop=False).loc[
+        tested.predictions["image_id"]
+    ]
+    tracker = Tracker(child.run_id, child.run.info.experiment_id)
+    told = enter_registry(
+        tags["model_uri"],
+        table,
+        _probabilities(tested.predictions, study.catalog.classes),
+        mask_mode=cell.config.data.mask_mode,
+        tracking=plan.tracking,
+        tags={
+            **{name: tags[name] for name in PASSED_ON},
+            "f1_macro": f"{child.run.data.metrics['test/f1_macro']:.4f}",
+            "chosen_by": f"mean {CHOSEN_BY} of its row in {plan.name}, then its own",
+        },
+        description=tags.get("mlflow.note.content", ""),
+        log_gate=lambda text: tracker.log_text(text, GATE_FILE),
+    )
+    tracker.set_tags({"registered": told})
+    return cell, told
+
+
+def _score(child: Child) -> float:
+    return float(child.run.data.metrics.get(CHOSEN_BY, -1.0))
+
+
+def _probabilities(predictions: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
+    return predictions[[f"p_{slug(name)}" for name in classes]].to_numpy(np.float64)

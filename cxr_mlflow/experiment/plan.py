@@ -1,0 +1,262 @@
+"""An experiment file: a small diff over the defaults, turned into the cells to train."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cxr_mlflow.config import (
+    FILE,
+    FROM_SCRATCH,
+    NONE,
+    DataConfig,
+    ExperimentConfig,
+    RunConfig,
+    TrackingConfig,
+    all_options,
+    option_type,
+)
+from cxr_mlflow.errors import InputError
+from cxr_mlflow.labels import label_rows, recipe
+from cxr_mlflow.names import slug
+
+KEYS = ("name", "description", "base", "rows", "matrix", "seeds")
+NOT_IN_FILE = {"seed": "write it under seeds:", "run_name": "cells get names of their own"}
+NOT_IN_FILE |= {"experiment": "give it as --experiment", "split_file": "all cells make one split"}
+SHARED = {"data_dir", "cache_dir", "on_bad_file", "split_seed", "val_fraction", "test_fraction"}
+SHARED |= {"register", "registered_model", "bootstrap_samples"}
+"""Options that hold for all cells: they stand under `base`."""
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to be made: a row of the table, repeated with one seed."""
+
+    row: str
+    config: RunConfig
+
+    @property
+    def seed(self) -> int:
+        """Seed of weights, order and augmentation."""
+        return self.config.train.seed
+
+    @property
+    def title(self) -> str:
+        """Row and seed in words."""
+        return f"{self.row}, seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Name of the run and of its files."""
+        words = self.row.replace("=", "-").replace(".", "p").split(", ")
+        return "-".join([*map(slug, words), f"seed{self.seed}"])
+
+    def key(self, **evidence: str) -> str:
+        """Digest of all that decides what comes out of the cell.
+
+        Options, seed, and as `evidence` the digests of data and first weights. Two cells with one
+        key are the same run; a finished one is never trained again.
+        """
+        told = {"recipe": recipe(self.config.to_params()), **evidence}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of an experiment file, in the order they are trained: seed by seed."""
+
+    name: str
+    description: str
+    cells: tuple[Cell, ...]
+    text: str
+    tracking: TrackingConfig
+    """As the file asks: where the best model goes. The cells themselves register nothing."""
+
+    @cached_property
+    def rows(self) -> tuple[str, ...]:
+        """Labels of the rows, in the order of the file."""
+        return tuple(dict.fromkeys(cell.row for cell in self.cells))
+
+    @property
+    def data(self) -> DataConfig:
+        """The data options that all cells share."""
+        return self.cells[0].config.data
+
+    def inputs(self) -> Iterator[DataConfig]:
+        """Yield each way in which the images are prepared for the cells, once."""
+        yield from dict.fromkeys(cell.config.data for cell in self.cells)
+
+
+def load_plan(asked: ExperimentConfig, *, experiment: str) -> Plan:
+    """Read an experiment file and lay out its cells.
+
+    A file holds `name`, `description`, `base` (options of all cells), `rows` (a list of option
+    sets), `matrix` (option -> list of values, crossed with each other and with the rows) and
+    `seeds`. What stands further down wins: defaults, base, row, matrix, then the command line.
+
+    Parameters
+    ----------
+    asked : ExperimentConfig
+    experiment : str
+        MLflow experiment of the runs.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or says something that is no option; file and key are named.
+    """
+    path = Path(asked.file).expanduser()
+    text, told = _read(path)
+    given = _given(asked)
+    base = _options(told.get("base") or {}, f"{path}: base")
+    rows = _list(told.get("rows", [{}]), f"{path}: rows", "a list of option sets")
+    matrix = told.get("matrix") or {}
+    if not isinstance(matrix, dict):
+        raise InputError(f"{path}: matrix must map option names to lists of values")
+    names = [str(name) for name in matrix]
+    choices = [_list(matrix[n], f"{path}: matrix: {n}", "a list of values") for n in names]
+    seeds = _seeds(told.get("seeds", [0]) if asked.seeds == FILE else asked.seeds, path)
+    settings: list[dict[str, Any]] = []
+    for number, row in enumerate(rows, 1):
+        where = f"{path}: row {number}"
+        own = _options(row or {}, where, shared=False)
+        for values in itertools.product(*choices):
+            crossed = dict(zip(names, values, strict=True))
+            crossed = _options(crossed, f"{path}: matrix", shared=False)
+            if twice := sorted(crossed.keys() & own.keys()):
+                raise InputError(f"{where} and the matrix both set {twice[0]}; leave one out")
+            each = {**base, **own, **crossed, **given, "experiment": experiment}
+            if each.get("model") in FROM_SCRATCH and "weights" not in own:
+                each.pop("weights", None)  # those of the others
+            settings.append(each)
+    configs = [_config(each, str(path)) for each in settings]
+    recipes = [recipe(config.to_params()) for config in configs]
+    labels = label_rows([{k: v for k, v in each.items() if k != "seed"} for each in recipes])
+    if len(set(labels)) < len(labels):
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        raise InputError(f"{path}: two rows are the same run ({twice[0]}); leave one out")
+    cells = [
+        Cell(label, replace(config, train=replace(config.train, seed=seed)))
+        for seed in seeds
+        for label, config in zip(labels, configs, strict=True)
+    ]
+    name = str(told.get("name") or path.stem)
+    if not re.fullmatch(r"[\w. -]{1,100}", name):
+        raise InputError(f"{path}: name {name!r} may hold letters, digits, spaces and . _ - only")
+    about = " ".join(str(told.get("description") or "").split())
+    return Plan(name, about, tuple(map(_as_cell, cells)), text, configs[0].tracking)
+
+
+def _as_cell(cell: Cell) -> Cell:
+    tracking = replace(cell.config.tracking, run_name=cell.name, register=False)
+    return replace(cell, config=replace(cell.config, tracking=tracking))
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        told = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no experiment file can be read there ({error})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(told, dict):
+        raise InputError(f"{path} must hold the keys {', '.join(KEYS)}")
+    if unknown := [str(key) for key in told if key not in KEYS]:
+        raise InputError(f"{path}: unknown key {unknown[0]!r}{_near(unknown[0], KEYS)}")
+    return text, told
+
+
+def _given(asked: ExperimentConfig) -> dict[str, Any]:
+    """Options that the command line sets over the file."""
+    given: dict[str, Any] = {}
+    if asked.overrides != NONE:
+        for part in asked.overrides.split(","):
+            name, equals, value = part.partition("=")
+            if not equals:
+                raise InputError(f"--overrides: {part!r} is not NAME=VALUE")
+            given[name.strip().replace("-", "_")] = value.strip()
+    given = _options(given, "--overrides")
+    if asked.data_dir != FILE:
+        given["data_dir"] = asked.data_dir
+    if asked.weights != FILE:
+        given["weights"] = asked.weights
+    return given
+
+
+def _list(value: Any, where: str, what: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{where} must be {what}")
+    return value
+
+
+def _seeds(told: Any, path: Path) -> list[int]:
+    """Read `[0, 1]`, or the text '0,1' or '0-4'."""
+    parts = told.split(",") if isinstance(told, str) else told
+    try:
+        seeds: list[int] = []
+        for part in parts:
+            first, dash, last = str(part).strip().partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    except (TypeError, ValueError):
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds):
+        where = "--seeds" if isinstance(told, str) else f"{path}: seeds"
+        raise InputError(f"{where}: {told!r} is not a list of different seeds, as 0,1,2 or 0-4")
+    return seeds
+
+
+def _options(told: Any, where: str, *, shared: bool = True) -> dict[str, Any]:
+    """Check names and types of options; return them as the config takes them."""
+    if not isinstance(told, dict):
+        raise InputError(f"{where} must be a set of options, as {{model: cnn, lr: 0.003}}")
+    parts = {f.name: part for part, f in all_options()}
+    options = {}
+    for name, value in told.items():
+        if name not in parts:
+            raise InputError(f"{where}: no option {name!r}{_near(str(name), list(parts))}")
+        if name in NOT_IN_FILE:
+            raise InputError(f"{where}: {name} cannot be set here; {NOT_IN_FILE[name]}")
+        if not shared and name in SHARED:
+            raise InputError(f"{where}: all cells share {name}; set it under base")
+        options[name] = _typed(value, option_type(parts[name], name)[0], f"{where}: {name}")
+    return options
+
+
+def _typed(value: Any, wanted: type, where: str) -> Any:
+    """Take what YAML or the command line gave as the type of the option."""
+    if wanted is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    try:
+        if wanted is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+        if wanted is int and not isinstance(value, (bool, float)):
+            return int(value)
+        if wanted is float and not isinstance(value, bool):
+            return float(value)  # YAML 1.1 takes 1e-3 for text
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{where}={value!r} is not {TYPE_NAMES[wanted]}")
+
+
+def _config(options: Mapping[str, Any], where: str) -> RunConfig:
+    try:
+        return RunConfig.from_options(options)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"

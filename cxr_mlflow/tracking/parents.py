@@ -1,0 +1,187 @@
+"""Parent runs and the cells under them: found again, told apart, ended when their process died."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Run, RunStatus
+from mlflow.exceptions import MlflowException
+
+from cxr_mlflow.errors import InputError
+
+KIND = "experiment"
+NAME = "experiment_name"
+"""Tag of a parent run: the name in its experiment file."""
+PARENT = "mlflow.parentRunId"
+CELL, ROW, HOST = "cell", "row", "host"
+"""Tags of a child: the key of its cell, the label of its row, the machine it runs on."""
+PLAN_FILE = "plan.json"
+"""Artifact of a parent run: its cells."""
+PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Child:
+    """A run under a parent run: one attempt at one cell."""
+
+    run: Run
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return str(self.run.info.run_id)
+
+    @property
+    def cell(self) -> str:
+        """Key of the cell it is an attempt at."""
+        return str(self.run.data.tags.get(CELL, ""))
+
+    @property
+    def host(self) -> str:
+        """Machine it was started on."""
+        return str(self.run.data.tags.get(HOST, ""))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it came to its end."""
+        return str(self.run.info.status) == "FINISHED"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it runs, or died without a word."""
+        return str(self.run.info.status) in ("RUNNING", "SCHEDULED")
+
+    @property
+    def minutes(self) -> float:
+        """How long it took; nan if it does not tell."""
+        return minutes_of(self.run)
+
+    @property
+    def failure(self) -> str:
+        """Why it did not come to its end."""
+        return str(self.run.data.tags.get("failure", ""))
+
+
+def minutes_of(run: Run) -> float:
+    """How long a run took; nan if it does not tell."""
+    if not run.info.end_time or not run.info.start_time:
+        return math.nan
+    return float(run.info.end_time - run.info.start_time) / 60_000
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell that an experiment file asks for, as the parent run keeps it."""
+
+    key: str
+    row: str
+    seed: str
+    name: str
+
+
+def write_plan(cells: Sequence[PlannedCell]) -> list[dict[str, str]]:
+    """Put the cells into the form of the artifact `PLAN_FILE`."""
+    return [asdict(cell) for cell in cells]
+
+
+def planned_cells(parent: Run) -> list[PlannedCell]:
+    """Read which cells the newest version of a parent's experiment file asks for.
+
+    Raises
+    ------
+    InputError
+        If the parent run does not hold the file.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.MlflowClient().download_artifacts(parent.info.run_id, PLAN_FILE, folder)
+            return [PlannedCell(**cell) for cell in json.loads(Path(path).read_text("utf-8"))]
+    except (MlflowException, OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"the experiment {parent.info.run_name} ({parent.info.run_id}) has no {PLAN_FILE}"
+        ) from error
+
+
+def get_run(run_id: str) -> Run:
+    """Read a run.
+
+    Raises
+    ------
+    InputError
+        If there is none of that id.
+    """
+    try:
+        return mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise InputError(f"no run {run_id} in {mlflow.get_tracking_uri()}") from error
+
+
+def find_parent(experiment: str, name: str, test_digest: str | None = None) -> Run | None:
+    """Newest parent run of an experiment file's name; None if there is none.
+
+    Parameters
+    ----------
+    experiment : str
+        MLflow experiment it is looked for in.
+    name : str
+    test_digest : str, optional
+        The test images its cells must have; any by default.
+    """
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    wanted = {"kind": KIND, NAME: name}
+    wanted |= {"test_digest": test_digest} if test_digest else {}
+    runs = client.search_runs(
+        [found.experiment_id],
+        " and ".join(f"tags.{key} = '{value}'" for key, value in wanted.items()),
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
+
+
+def children_of(parent: Run) -> list[Child]:
+    """Runs under a parent run, oldest first."""
+    client = mlflow.MlflowClient()
+    found: list[Child] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [parent.info.experiment_id],
+            f"tags.`{PARENT}` = '{parent.info.run_id}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=PAGE,
+            page_token=token,
+        )
+        found += [Child(run) for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def end_dead(run_id: str, why: str) -> None:
+    """End a run whose process is gone; it stayed RUNNING because nobody could say so."""
+    client = mlflow.MlflowClient()
+    client.set_tag(run_id, "failure", why)
+    client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
+
+
+def link(run_id: str, other: Run) -> None:
+    """Say on a run that its command went on with another."""
+    client = mlflow.MlflowClient()
+    info = other.info
+    note = (
+        f"This command went on with the run [{info.run_name}]"
+        f"(#/experiments/{info.experiment_id}/runs/{info.run_id}); all results are there.\n"
+    )
+    tags = {"continued_in": info.run_id, "mlflow.runName": f"{info.run_name} (continued)"}
+    for name, value in {**tags, "mlflow.note.content": note}.items():
+        client.set_tag(run_id, name, value)
