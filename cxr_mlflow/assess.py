@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
 from cxr_mlflow.config import AUTO, NONE, DataConfig, EvaluateConfig, MaskMode, TrackingConfig
 from cxr_mlflow.data.catalog import Catalog
 from cxr_mlflow.data.prepare import find_duplicates, open_catalog
 from cxr_mlflow.data.preprocess import needs_mask
 from cxr_mlflow.data.splits import load_split
+from cxr_mlflow.data.storage import with_bar
 from cxr_mlflow.describe import CODE_DIR, SYNTHETIC, left_out, where_lines
 from cxr_mlflow.environment import git_commit, package_versions
 from cxr_mlflow.errors import InputError
@@ -172,12 +172,11 @@ def score(predictor: Predictor, table: pd.DataFrame) -> NDArray[np.float64]:
     columns = [f"p_{slug(name)}" for name in predictor.classes]
     parts = [
         predictor.predict(frame)[columns].to_numpy(np.float64)
-        for frame in track(
+        for frame in with_bar(
             frames(table, masked=needs_mask(predictor.mask_mode)),
-            total=-(-len(table) // FILES_AT_ONCE),
-            description="scoring",
-            console=Console(file=sys.stderr),
-            transient=True,
+            "scoring",
+            -(-len(table) // FILES_AT_ONCE),
+            show=True,
         )
     ]
     return np.concatenate(parts)

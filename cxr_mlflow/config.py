@@ -16,7 +16,7 @@ from cxr_mlflow.errors import InputError
 
 ModelName = Literal["cnn", "resnet18"]
 StrategyName = Literal["none", "weighted", "oversample"]
-MaskMode = Literal["lungs", "none", "crop", "lungs-crop"]
+MaskMode = Literal["lungs", "none", "crop", "lungs-crop", "lungs-out", "mask-only"]
 AugmentLevel = Literal["none", "mild", "strong"]
 OnBadFile = Literal["fail", "skip"]
 Subset = Literal["all", "test"]
@@ -65,8 +65,8 @@ class DataConfig(_Checked):
     )
     mask_mode: MaskMode = option(
         "lungs",
-        "What the network sees: the lungs alone, the whole image, the box around the lungs, or "
-        "the lungs alone enlarged to their box.",
+        "What the network sees: the lungs alone, the whole image, the box around the lungs, the "
+        "lungs alone enlarged to their box; or, as controls, all but the lungs, or their shape.",
     )
     image_size: int = option(224, "Side of the square network input, in pixels.")
     on_bad_file: OnBadFile = option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -14,6 +15,8 @@ LAYERS: list[set[str]] = [
     # each module may import the ground, its own room, and what stands in a line above it
     {"errors", "names", "environment"},
     {"config"},
+    {"labels"},
+    {"experiment.plan"},
     {"data.phantom", "data.demo", "data.storage", "data.preprocess"},
     {"data.layout", "data.scan", "data.locate", "data.download", "data.catalog"},
     {"data.duplicates", "data.splits", "data.cache", "data.transforms"},
@@ -23,18 +26,29 @@ LAYERS: list[set[str]] = [
     {
         *("evaluation.metrics", "evaluation.intervals", "evaluation.figure", "evaluation.plots"),
         *("evaluation.sheets", "evaluation.training_plots", "evaluation.note"),
-        *("evaluation.report", "evaluation.assessment"),
+        *("evaluation.report", "evaluation.assessment", "evaluation.comparison"),
+        *("evaluation.comparison_inputs", "evaluation.comparison_statistics"),
+        *("evaluation.comparison_verdicts", "evaluation.comparison_words"),
+        *("evaluation.comparison_plots", "evaluation.comparison_report"),
     },
     {
         *("serving.scorer", "serving.frames", "serving.export", "serving.pyfunc_model"),
         *("serving.package", "serving.gate", "serving.gate_child"),
         *("serving.predictor", "serving.files"),
     },
-    {"tracking.run", "tracking.record", "tracking.comparison", "tracking.registry"},
-    {"describe"},
+    {
+        *("tracking.run", "tracking.record", "tracking.parents", "tracking.tested"),
+        *("tracking.comparison", "tracking.registry"),
+    },
+    {"describe", "registration", "compare"},
     {"pipeline", "assess"},
+    {"experiment.board", "experiment.runner", "experiment.child"},
+    {"experiment.best", "experiment.preflight", "experiment.conduct"},
     {"cli.options"},
-    {"cli.data", "cli.evaluate", "cli.predict", "cli.promote", "cli.train"},
+    {
+        *("cli.data", "cli.evaluate", "cli.predict", "cli.promote", "cli.train"),
+        *("cli.experiment", "cli.compare"),
+    },
 ]
 MLFLOW_ROOMS = ("tracking", "serving")
 FORBIDDEN = {
@@ -48,6 +62,7 @@ FORBIDDEN = {
 MAX_LINES = 320
 
 
+@cache
 def imports_of(path: Path) -> set[str]:
     """Absolute module names that a file imports, at any depth of its code."""
     found: set[str] = set()
@@ -60,11 +75,13 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
+@cache
 def modules() -> dict[str, Path]:
     paths = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.startswith("__"))
     return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in paths}
 
 
+@cache
 def own_imports(path: Path) -> set[str]:
     return {i.removeprefix("cxr_mlflow.") for i in imports_of(path)} & set(modules())
 

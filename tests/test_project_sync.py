@@ -21,8 +21,11 @@ from tools.write_conda import render as render_conda
 from tools.write_mlproject import ENTRY_POINTS, render
 
 
-def options_of(command: str) -> dict[str, click.Option]:
-    return {p.name: p for p in main.commands[command].params if isinstance(p, click.Option)}
+def parameters_of(words: str) -> dict[str, click.Parameter]:
+    command: click.Command = main
+    for word in words.split():
+        command = command.commands[word]
+    return {p.name: p for p in command.params}
 
 
 def test_mlproject_is_what_the_config_says(repo):
@@ -33,19 +36,22 @@ def test_mlproject_is_what_the_config_says(repo):
 def test_mlproject_and_command_line_agree(repo, entry_point):
     declared = yaml.safe_load((repo / "MLproject").read_text())["entry_points"][entry_point]
     command = ENTRY_POINTS[entry_point][0]
-    options = options_of(command)
-    assert set(declared["parameters"]) == set(options)
-    for name, parameter in declared["parameters"].items():
-        option = options[name]
+    parameters = parameters_of(command)
+    assert set(declared["parameters"]) == set(parameters)
+    for name, told in declared["parameters"].items():
+        parameter = parameters[name]
+        if isinstance(parameter, click.Argument):
+            assert f"{command} {{{name}}}" in declared["command"]
+            continue
         assert f"--{flag(name)} {{{name}}}" in declared["command"]
-        assert f"--{flag(name)}" in option.opts
-        assert parameter["help"].startswith(option.help)
-        default = option.default
-        assert parameter["default"] == (
-            str(default).lower() if option.type is click.BOOL else default
+        assert f"--{flag(name)}" in parameter.opts
+        assert told["help"].startswith(parameter.help)
+        default = parameter.default
+        assert told["default"] == (
+            str(default).lower() if parameter.type is click.BOOL else default
         )
-        if isinstance(option.type, click.Choice):
-            assert ", ".join(option.type.choices) in parameter["help"]
+        if isinstance(parameter.type, click.Choice):
+            assert ", ".join(parameter.type.choices) in told["help"]
 
 
 def test_mlproject_has_no_empty_default(repo):
@@ -111,7 +117,8 @@ def test_no_data_or_weights_are_committed(repo):
 def test_help_does_not_load_the_heavy_packages():
     code = (
         "import sys; from click.testing import CliRunner; from cxr_mlflow.cli import main\n"
-        "for args in (['--help'], ['train', '--help'], ['data', '--help']):\n"
+        "for args in (['--help'], ['train', '--help'], ['data', '--help'], ['compare', '--help'],\n"
+        "             ['experiment', 'run', '--help']):\n"
         "    assert CliRunner().invoke(main, args).exit_code == 0\n"
         "heavy = {'torch', 'mlflow', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"

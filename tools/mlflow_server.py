@@ -31,9 +31,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(
-    url: str, *, seconds: float = 180.0, alive: Callable[[], bool] = lambda: True
-) -> None:
+def wait_for(url: str, *, seconds: float = 180.0, alive: Callable[[], bool] = lambda: True) -> None:
     """Wait until a server answers.
 
     Parameters

@@ -12,6 +12,7 @@ import yaml
 from cxr_mlflow.config import (
     DataConfig,
     EvaluateConfig,
+    ExperimentConfig,
     ModelConfig,
     PredictConfig,
     TrackingConfig,
@@ -38,6 +39,10 @@ ENTRY_POINTS: dict[str, tuple[str, list[tuple[type[Any], set[str] | None]]]] = {
         ],
     ),
     "predict": ("predict", [(PredictConfig, None)]),
+    "experiment": (
+        "experiment run",
+        [(ExperimentConfig, None), (TrackingConfig, {"experiment"})],
+    ),
 }
 TYPES = {str: "string", int: "int", float: "float", bool: "string"}
 
@@ -53,7 +58,9 @@ def entry_point(command: str, parts: list[tuple[type[Any], set[str] | None]]) ->
             told = field.metadata["help"] + (f" One of: {', '.join(choices)}." if choices else "")
             default = field.default if plain is not bool else json.dumps(field.default)
             parameters[field.name] = {"type": TYPES[plain], "default": default, "help": told}
-            words.append(f"--{flag(field.name)} {{{field.name}}}")
+            place = f"{{{field.name}}}"
+            argument = field.metadata["argument"]
+            words.append(place if argument else f"--{flag(field.name)} {place}")
     return {"parameters": parameters, "command": " ".join(words)}
 
 

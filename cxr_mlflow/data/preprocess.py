@@ -196,7 +196,20 @@ def fit_to_size(
 
 
 def apply_mask(image: Pixels, mask: Pixels, mask_mode: str) -> Pixels:
-    """Blacken what the mode hides: all outside the lungs for the `lungs` modes."""
+    """Blacken what the mode hides.
+
+    Parameters
+    ----------
+    image : uint8 array of shape (H, W)
+    mask : uint8 array of shape (H, W) with values 0 and 1
+    mask_mode : str
+        The `lungs` modes keep the lungs, `lungs-out` all but the lungs, `mask-only` neither: a white
+        silhouette on black. What a network scores on the last two it has not read in the lungs.
+    """
+    if mask_mode == "lungs-out":
+        return image * (1 - mask)
+    if mask_mode == "mask-only":
+        return mask * np.uint8(255)
     return image * mask if mask_mode.startswith("lungs") else image
 
 

@@ -144,6 +144,7 @@ def in_threads(
 
 
 def with_bar(results: Iterable[Result], what: str, total: int, *, show: bool) -> Iterator[Result]:
-    """Pass results on, with a progress bar on the error stream if `show`."""
+    """Pass results on, with a progress bar if `show` and the error stream is a terminal."""
     console = Console(stderr=True)
-    yield from track(results, what, total, console=console, disable=not show, transient=True)
+    hidden = not (show and console.is_terminal)  # rich would leave an empty line in a log
+    yield from track(results, what, total, console=console, disable=hidden, transient=True)

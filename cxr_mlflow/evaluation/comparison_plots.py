@@ -1,6 +1,6 @@
 """Figures of a comparison: rows with their intervals, F1 of each class, differences of pairs.
 
-A dashed interval says that a row was trained once, so that the chance of training is not in it.
+A dashed interval says that a row has one seed, so that the chance of training is not in it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cxr_mlflow.evaluation import comparison_words as words
 from cxr_mlflow.evaluation.comparison import Comparison, Pair
+from cxr_mlflow.evaluation.comparison_verdicts import ONE_SEED
 from cxr_mlflow.evaluation.figure import (
     FAINT,
     INK,
@@ -39,7 +40,7 @@ _LINE, _GAP = 0.22, 0.24  # inches: a line of text, and what is left free below 
 
 
 def plot_rows(c: Comparison, *, subtitle: str) -> Figure:
-    """Draw the macro F1 of every row: its mean with its interval, and a small dot for each seed.
+    """Draw the macro F1 of every row: its mean with its interval, and a small dot for each run.
 
     Parameters
     ----------
@@ -51,15 +52,15 @@ def plot_rows(c: Comparison, *, subtitle: str) -> Figure:
     names = _row_names(c)
     colors, handles = _row_colors(c)
     if any(len(row.runs) > 1 for row in c.rows):
-        handles.append(_handle("a single seed", FAINT, markersize=4, mfc="none", linewidth=0))
+        handles.append(_handle("a single run", FAINT, markersize=4, mfc="none", linewidth=0))
     figure = _figure(c, (_WIDTH, _height(names)), "Macro F1 of each row", subtitle, handles)
     axes = figure.add_subplot()
     for place, row in enumerate(c.rows):
-        mean, seeds = row.scores["f1_macro"], row.per_run["f1_macro"]
-        _draw_interval(axes, mean, place, color=colors[row.row], dashed=len(seeds) == 1)
-        if len(seeds) > 1:
+        mean, runs = row.scores["f1_macro"], row.per_run["f1_macro"]
+        _draw_interval(axes, mean, place, color=colors[row.row], dashed=row.num_seeds == 1)
+        if len(runs) > 1:
             axes.scatter(
-                seeds, np.full(len(seeds), place + 0.27), s=16,
+                runs, np.full(len(runs), place + 0.27), s=16,
                 facecolor="none", edgecolor=colors[row.row], linewidth=1,
             )  # fmt: skip
         _write_beside(axes, place, f"{words.score(mean.value)}  ({words.span(mean)})")
@@ -69,27 +70,28 @@ def plot_rows(c: Comparison, *, subtitle: str) -> Figure:
 
 
 def plot_classes(c: Comparison, *, subtitle: str) -> Figure:
-    """Draw the F1 of every class: a panel for each, all of one scale, with a line for each row.
+    """Draw the F1 of every class: a panel for each, with a line for each row.
 
-    Parameters are those of `plot_rows`.
+    Parameters are those of `plot_rows`. A panel has a scale of its own: the point is how the rows
+    differ, and rare classes have intervals that are several times wider.
     """
     names = _row_names(c)
     columns = min(len(c.classes), 4)
     lines = math.ceil(len(c.classes) / columns)
     height = lines * (_height(names) + 0.3) + 0.25 * (lines - 1)
-    handles = [_handle(f"F1 on the test images, with its {c.level:.0%} interval", INK)]
+    told = f"F1 on the test images, with its {c.level:.0%} interval; each class on its own scale"
+    handles = [_handle(told, INK)]
     size = (2.8 + 2 * columns, height)
     figure = _figure(c, size, "F1 of each class", subtitle, handles)
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     looks = zip(c.classes, class_slugs(c.classes), class_colors(len(c.classes)), strict=True)
     for axes, (name, key, color) in zip(panels, looks, strict=False):
         for place, row in enumerate(c.rows):
             score = row.scores[f"f1/{key}"]
-            _draw_interval(axes, score, place, color=color, dashed=len(row.runs) == 1)
+            _draw_interval(axes, score, place, color=color, dashed=row.num_seeds == 1)
         axes.set_title(_in_lines(name, 18), loc="left", fontsize=TEXT, color=INK)
         style_axes(axes, grid="x")
-        axes.tick_params(labelbottom=True)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
         _name_places(axes, names)
     for axes in panels[len(c.classes) :]:
         axes.remove()
@@ -118,7 +120,7 @@ def plot_pairs(c: Comparison, *, subtitle: str) -> Figure:
     figure = _figure(c, (_WIDTH, _height(names)), "Differences in macro F1", subtitle, handles)
     axes = figure.add_subplot()
     axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
-    once = {row.row for row in c.rows if len(row.runs) == 1}
+    once = {row.row for row in c.rows if row.num_seeds == 1}
     for place, (_, pair) in enumerate(lines):
         if pair is None:
             continue
@@ -178,7 +180,7 @@ def _row_colors(c: Comparison) -> tuple[dict[str, str], list[Line2D]]:
             _GREY: "differs from the row that leads",
         }
     if len(c.rows) == 1:
-        meaning = {_BLUE: "mean over seeds"} if len(c.rows[0].runs) > 1 else {}
+        meaning = {_BLUE: "mean over runs"} if len(c.rows[0].runs) > 1 else {}
     told = [_handle(text, color) for color, text in meaning.items() if color in colors.values()]
     return colors, told
 
@@ -211,12 +213,12 @@ def _figure(
 def _note_handles(c: Comparison) -> list[Line2D]:
     """Footnotes of the rows, broken into lines, as lines of the legend."""
     told = {remark: f"{mark} {remark}" for remark, mark in words.footnotes(c).items()}
-    if words.ONE_SEED in words.shared_remarks(c):
-        told[words.ONE_SEED] = words.ONE_SEED
+    if ONE_SEED in words.shared_remarks(c):
+        told[ONE_SEED] = ONE_SEED
     return [
         _handle(
             "\n".join(textwrap.wrap(note, 120)), FAINT,
-            marker="", linestyle=_DASHES if remark == words.ONE_SEED else "",
+            marker="", linestyle=_DASHES if remark == ONE_SEED else "",
         )
         for remark, note in told.items()
     ]  # fmt: skip
@@ -231,7 +233,12 @@ def _height(names: Sequence[str]) -> float:
 def _in_lines(name: str, width: int) -> str:
     """Name in lines of at most `width` characters; a longer word is broken."""
     lines = wrap_name(name, width).split("\n")
-    return "\n".join(part for line in lines for part in textwrap.wrap(line, width))
+    return _plain("\n".join(part for line in lines for part in textwrap.wrap(line, width)))
+
+
+def _plain(text: str) -> str:
+    """Keep dollars in a name from opening a formula."""
+    return text.replace("$", r"\$")
 
 
 def _draw_interval(
@@ -270,4 +277,4 @@ def _name_places(axes: Axes, names: Sequence[str]) -> None:
 
 def _handle(label: str, color: str, **style: Any) -> Line2D:
     look: dict[str, Any] = {"marker": "o", "markersize": 7, "linewidth": 2.4} | style
-    return Line2D([], [], label=label, color=color, **look)
+    return Line2D([], [], label=_plain(label), color=color, **look)

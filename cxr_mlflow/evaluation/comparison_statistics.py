@@ -211,10 +211,11 @@ def clustered_mcnemar(
 
     References
     ----------
-    Yang, Sun and Hardin, A note on the tests for clustered matched-pair binary data, Biometrical
-    Journal 52(5), 2010: this form. It is that of Obuchowski, Statistics in Medicine 17, 1998,
-    without the factor (G - 1) / G. Durkalski, Palesch, Lipsitz and Rust, Statistics in Medicine
-    22(15), 2003, divide each d_g by the size of its group.
+    Obuchowski, On the comparison of correlated proportions for clustered data, Statistics in
+    Medicine 17(13), 1998; as Yang, Sun and Hardin, Biometrical Journal 52(5), 2010, simplify it,
+    less the factor (G - 1) / G, without which it is McNemar's for single images. Durkalski,
+    Palesch, Lipsitz and Rust, Statistics in Medicine 22(15), 2003: the same for groups of one size,
+    else each d_g is divided by the size of its group.
     """
     each = len(hits_b) * hits_a.sum(axis=0) - len(hits_a) * hits_b.sum(axis=0)
     d = np.bincount(members, each)  # in whole numbers: a common factor falls out
@@ -224,8 +225,8 @@ def clustered_mcnemar(
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for their number, as Holm (Scandinavian Journal of Statistics 6, 1979)."""
-    if not p_values:
-        return []
+    if len(p_values) < 2:
+        return [*p_values]
     from statsmodels.stats.multitest import (  # type: ignore[import-untyped]
         multipletests,  # here, for it takes long to import
     )

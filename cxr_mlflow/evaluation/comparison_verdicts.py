@@ -103,7 +103,7 @@ def against_baseline(
 def _sentence(told: str, scores: Mapping[str, tuple[Interval, int]]) -> str:
     once = sum(seeds == 1 for _, seeds in scores.values())
     if once:
-        who = "1 row has" if once == 1 else f"{once} rows have"
+        who = "it has" if len(scores) == 1 else "1 row has" if once == 1 else f"{once} rows have"
         told += f" ({who} {ONE_SEED})"
     return f"{told}."
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cxr_mlflow.evaluation.comparison import Comparison, RowScore
+from cxr_mlflow.evaluation.comparison_verdicts import ONE_SEED
 from cxr_mlflow.evaluation.intervals import Interval
 from cxr_mlflow.evaluation.metrics import class_slugs
 from cxr_mlflow.evaluation.note import NOT_CONTROLLED, NOT_MEASURED
 
 DISCLAIMER = "A research tool. Not for diagnosis."
-ONE_SEED = "one seed: the chance of training is not in the interval"
 _MARKS = "†‡§¶‖"
 
 
@@ -78,8 +78,8 @@ def footnotes(c: Comparison) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Remark -> mark, in order of appearance; `ONE_SEED` is among the remarks of a row with one
-        run, unless no row has more.
+        Remark -> mark, in order of appearance; `ONE_SEED` is among the remarks of a row that has
+        no more, unless no row has.
     """
     own = [remark for row in c.rows for remark in _own_remarks(c, row)]
     return {remark: _mark(number) for number, remark in enumerate(dict.fromkeys(own))}
@@ -87,18 +87,17 @@ def footnotes(c: Comparison) -> dict[str, str]:
 
 def shared_remarks(c: Comparison) -> tuple[str, ...]:
     """Remarks that hold for every row; `ONE_SEED` is one of them where no row has more."""
-    return (*c.remarks, ONE_SEED) if all(len(row.runs) == 1 for row in c.rows) else c.remarks
+    return (*c.remarks, ONE_SEED) if all(row.num_seeds == 1 for row in c.rows) else c.remarks
 
 
 def row_marks(c: Comparison) -> dict[str, str]:
-    """Name of each row -> marks of its footnotes behind a space; empty where it has none."""
+    """Name of each row -> the marks of its footnotes, to stand right behind it; often empty."""
     notes = footnotes(c)
-    marks = {row.row: ",".join(notes[remark] for remark in _own_remarks(c, row)) for row in c.rows}
-    return {row: f" {text}" if text else "" for row, text in marks.items()}
+    return {row.row: ",".join(notes[remark] for remark in _own_remarks(c, row)) for row in c.rows}
 
 
 def _own_remarks(c: Comparison, row: RowScore) -> list[str]:
-    remarks = [*row.remarks, *([ONE_SEED] if len(row.runs) == 1 else [])]
+    remarks = [*row.remarks, *([ONE_SEED] if row.num_seeds == 1 else [])]
     return [remark for remark in remarks if remark not in shared_remarks(c)]
 
 
@@ -113,12 +112,11 @@ def _score_sheet(c: Comparison, missing: Sequence[Missing]) -> Sheet:
     marks = row_marks(c)
     lines = []
     for row in c.rows:
-        seeds, macro = len(row.runs), row.scores["f1_macro"]
-        wanted = seeds + sum(cell.row == row.row for cell in missing)
+        macro = row.scores["f1_macro"]
         lines.append(
             [
                 row.row + marks[row.row],
-                f"{seeds}" if wanted == seeds else f"{seeds} of {wanted}",
+                _seeds(row, missing),
                 score(macro.value),
                 span(macro),
                 score(row.spread["f1_macro"]),
@@ -128,6 +126,14 @@ def _score_sheet(c: Comparison, missing: Sequence[Missing]) -> Sheet:
             ]
         )
     return Sheet(head, lines, cut=len(head) - len(keys))
+
+
+def _seeds(row: RowScore, missing: Sequence[Missing]) -> str:
+    """How many seeds a row has, of how many that it was to have."""
+    seeds = {run.seed for run in row.runs}
+    wanted = seeds | {cell.seed for cell in missing if cell.row == row.row}
+    told = f"{len(seeds)}" if wanted == seeds else f"{len(seeds)} of {len(wanted)}"
+    return told if len(row.runs) == len(seeds) else f"{told} ({len(row.runs)} runs)"
 
 
 def _minutes(minutes: Sequence[float]) -> str:
@@ -193,7 +199,7 @@ def _reading(c: Comparison) -> list[str]:
         f"({c.samples:,} resamples of {units}), and how a training turns out, as far as the seeds "
         "of the row show it.",
     ]
-    if any(len(row.runs) == 1 for row in c.rows):
+    if any(row.num_seeds == 1 for row in c.rows):
         told.append("One seed shows nothing of the second kind: such an interval is too narrow.")
     if c.pairs:
         told += [

@@ -13,7 +13,7 @@ import filelock
 
 from cxr_mlflow.compare import Compared, describe
 from cxr_mlflow.config import ExperimentConfig
-from cxr_mlflow.data.prepare import Study, cache_folder, prepare
+from cxr_mlflow.data.prepare import Study, cache_folder
 from cxr_mlflow.data.storage import explained
 from cxr_mlflow.describe import SYNTHETIC, where_lines
 from cxr_mlflow.errors import InputError
@@ -21,8 +21,8 @@ from cxr_mlflow.evaluation.comparison_report import Missing
 from cxr_mlflow.experiment.best import register_best
 from cxr_mlflow.experiment.board import DONE, FAILED, WAITING, Board
 from cxr_mlflow.experiment.plan import Cell, Plan, load_plan
+from cxr_mlflow.experiment.preflight import key_cells, prepare_all
 from cxr_mlflow.experiment.runner import Job, tail, train_cells
-from cxr_mlflow.models import load_model
 from cxr_mlflow.names import slug
 from cxr_mlflow.tracking.parents import (
     CELL,
@@ -246,43 +246,6 @@ def run_plan(asked: ExperimentConfig, experiment: str) -> Result:
     return Result(run.run_id, last_lines(run.run_id, plan, uri))
 
 
-def prepare_all(plan: Plan) -> Study:
-    """Read the data in every way the cells want them, so that no two cells decode them at once.
-
-    Raises
-    ------
-    InputError
-        If the cells would not be tested on the same images.
-    """
-    studies = [prepare(data) for data in plan.inputs()]
-    first = studies[0]
-    for data, study in zip(plan.inputs(), studies, strict=True):
-        if study.split.digest != first.split.digest:
-            raise InputError(
-                f"with mask_mode={data.mask_mode} other images are usable than with "
-                f"{plan.data.mask_mode}: the cells would not be tested on the same images"
-            )
-    return first
-
-
-def key_cells(plan: Plan, study: Study) -> dict[Cell, str]:
-    """Digest of each cell; reads each kind of first weights once, so that a bad file shows now."""
-    weights: dict[tuple[str, str], str] = {}
-    keys = {}
-    for cell in plan.cells:
-        model = cell.config.model
-        told = (model.model, model.weights)
-        if told not in weights:
-            loaded = load_model(model.model, len(study.catalog.classes), weights=told[1], seed=0)
-            path = Path(model.weights).expanduser()
-            content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-            weights[told] = f"{loaded.weights} {content}"
-        keys[cell] = cell.key(
-            data=study.catalog.digest, split=study.split.digest, weights=weights[told]
-        )
-    return keys
-
-
 @contextmanager
 def only_one(folder: Path, plan: Plan) -> Iterator[None]:
     """Let one process at a time conduct an experiment on this machine."""
@@ -312,11 +275,11 @@ def announce(conductor: Conductor, to_do: int) -> None:
 def last_lines(run_id: str, plan: Plan, uri: str) -> tuple[str, ...]:
     """Write the last lines: the verdict, where the report is, the model."""
     run = get_run(run_id)
-    tags = run.data.tags
-    tracker = Tracker(run_id, run.info.experiment_id)
+    tags, tracker = run.data.tags, Tracker(run_id, run.info.experiment_id)
     lines = [tags["verdict"]] if "verdict" in tags else []
     lines += where_lines(plan.name, tracker, uri)
-    lines += [f"report    {tracker.artifact_uri()}/comparison/report.html"] if lines[0:] else []
+    if "verdict" in tags:
+        lines.append(f"report    {tracker.artifact_uri()}/comparison/report.html")
     if "registered" in tags:
         lines.append(f"best      {tags['best']}: {tags['registered']}")
     return tuple(lines)

@@ -21,6 +21,7 @@ from cxr_mlflow.data.preprocess import (
     MASK_THRESHOLD,
     MAX_PIXELS,
     BadImage,
+    apply_mask,
     decode_grey,
     decode_mask,
     fit_to_size,
@@ -239,3 +240,17 @@ def test_path_and_bytes_decode_alike(tmp_path):
     path = tmp_path / "film.jpeg"
     path.write_bytes(encoded(GREY, "JPEG"))
     np.testing.assert_array_equal(decode_grey(path), decode_grey(path.read_bytes()))
+
+
+def test_controls_hide_the_lungs_or_show_their_shape_alone():
+    image = np.full((8, 8), 90, np.uint8)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 3:5] = 1
+    kept, left = (apply_mask(image, mask, mode) for mode in ("lungs", "lungs-out"))
+    assert (kept + left == image).all(), "each pixel is in one of the two"
+    assert not left[mask == 1].any()
+    shape = apply_mask(image, mask, "mask-only")
+    assert (shape == 255 * mask).all()
+    assert shape.dtype == left.dtype == np.uint8
+    with pytest.raises(InputError, match="lungs-out"):
+        fit_to_size(image, None, 8, "lungs-out")

@@ -19,7 +19,9 @@ from cxr_mlflow.evaluation.comparison_statistics import (
     Scored,
     average,
     clustered_mcnemar,
+    difference_of,
     holm,
+    measure_runs,
     t_interval,
 )
 from cxr_mlflow.evaluation.comparison_verdicts import verdict
@@ -56,30 +58,32 @@ def make_rows(shares, *, seeds=3, num_images=240, seed=0, **told):
     ]
 
 
-def simulate_null(generator, *, num_runs, num_images=150, training=0.35):
-    """Two rows of one recipe: images differ in difficulty, runs in how well training went."""
+def simulate_null(generator, *, num_runs, num_images=150):
+    """Labels, and predictions of two rows that are one recipe: what differs is luck.
+
+    Images differ in difficulty, and runs in how well training went, as a whole and image by image.
+    """
     y_true = np.arange(num_images) % 3
     ease = generator.normal(1.0, 1.0, num_images)
-    runs = []
-    for row in "ab":
-        for seed in range(num_runs):
-            luck = generator.normal(0, training) + generator.normal(0, 0.2, num_images)
-            y_pred = np.where(ease + luck > 0, y_true, (y_true + 1) % 3)
-            runs.append(make_run(row, seed, y_true, y_pred))
-    return runs
+    luck = generator.normal(0, 0.35, (2 * num_runs, 1))
+    luck = luck + generator.normal(0, 0.2, (2 * num_runs, num_images))
+    return y_true, np.where(ease + luck > 0, y_true, (y_true + 1) % 3)
 
 
-def coverage(num_runs, trials=150):
+def coverage(num_runs, trials=200):
     """Share of intervals of the difference that hold 0, which is the truth."""
     generator = np.random.default_rng(7)
-    pairs = [
-        compare(simulate_null(generator, num_runs=num_runs), samples=200).pairs[0]
-        for _ in range(trials)
-    ]
-    for pair in pairs:  # the interval and the p-value say the same
-        holds = pair.difference.low <= 0 <= pair.difference.high
-        assert holds == (pair.p_value >= 0.05) == (not pair.distinguishable)
-    return np.mean([not pair.distinguishable for pair in pairs])
+    seeds, covered = [str(seed) for seed in range(num_runs)], 0
+    for trial in range(trials):
+        y_true, y_pred = simulate_null(generator, num_runs=num_runs)
+        scored = measure_runs(
+            y_true, y_pred, np.arange(len(y_true)), ["a", "b", "c"], samples=200, seed=trial
+        )["f1_macro"]
+        a, b = (average(scored, np.arange(num_runs) + num_runs * row, seeds) for row in range(2))
+        interval, p = difference_of(a, b, 0.95)
+        covered += (holds := interval.low <= 0 <= interval.high)
+        assert holds == (p >= 0.05)  # the interval and the p-value say the same
+    return covered / trials
 
 
 def test_the_interval_of_a_difference_covers_the_truth_about_as_often_as_it_says():
@@ -330,16 +334,21 @@ def test_the_headline_names_the_leader_and_who_is_not_told_from_it():
     good, same, bad = ({name: share} for name, share in (("a", 0.1), ("b", 0.1), ("c", 0.4)))
     runs = make_rows(good | same | bad)
     found = compare(runs, samples=200)
-    lead, second = found.rows[0].row, found.rows[1].row
-    assert found.headline().startswith(f"{lead} leads with macro F1 0.9")
-    assert found.headline().endswith(f"over 3 seeds, but is not distinguishable from {second}.")
+    lead, second = found.rows[0], found.rows[1]
+    score = lead.scores["f1_macro"]
+    assert found.headline() == (
+        f"{lead.row} leads with macro F1 {score.value:.3f} ({score.low:.3f}–{score.high:.3f}) over "
+        f"3 seeds, but is not distinguishable from {second.row}."
+    )
     clear = compare(make_rows(good | bad), samples=200).headline()
-    assert clear.endswith("and is better than the other row.")
+    assert clear.startswith("a leads with ")
+    assert clear.endswith(" over 3 seeds, and is better than the other row.")
     alone = compare(make_rows(good, seeds=1), samples=200)
     assert alone.pairs == ()
-    assert alone.headline().startswith("a has macro F1 0.9")
-    assert alone.headline().endswith("(1 row has one seed: the chance of training is not in this "
-                                     "interval).")  # fmt: skip
+    assert alone.headline().startswith("a has macro F1 0.")
+    assert alone.headline().endswith(
+        "over 1 seed (it has one seed: the chance of training is not in this interval)."
+    )
     assert math.isnan(alone.rows[0].spread["f1_macro"])
     equals = compare(make_rows(dict.fromkeys("abcde", 0.2)), samples=200).headline()
     assert equals.endswith("but is not distinguishable from any of the other 4 rows.")
@@ -355,7 +364,7 @@ def test_rows_are_compared_with_the_baseline_alone():
     assert worst.difference.value < 0
     assert worst.verdict.startswith("bad is worse than base: -0.")
     assert "Holm over 3 pairs" in worst.verdict
-    assert found.headline().startswith("Against the baseline base, macro F1 0.8")
+    assert found.headline().startswith("Against the baseline base, macro F1 0.7")
     assert found.headline().endswith("better: good; worse: bad; not distinguishable: same.")
 
 
@@ -436,9 +445,9 @@ def test_runs_that_were_not_tested_alike_are_refused_with_what_differs(change_ta
 def test_classes_that_are_given_must_fit():
     runs = make_rows({"a": 0.1, "b": 0.1}, seeds=1)
     assert compare(runs, classes=CLASSES[::-1], samples=50).classes == CLASSES[::-1]
-    with pytest.raises(NotComparable, match="run a 0 .* names a class 'COVID' that is none of"):
-        compare([dataclasses.replace(run, predictions=run.predictions.iloc[:, :5]) for run in runs],
-                classes=CLASSES[1:])  # fmt: skip
+    bare = [dataclasses.replace(r, predictions=r.predictions.iloc[:, :5]) for r in runs]
+    with pytest.raises(NotComparable, match=r"run a 0 .* names a class 'COVID' that is none of"):
+        compare(bare, classes=CLASSES[1:])
     with pytest.raises(NotComparable, match="is of class Viral Pneumonia"):
         compare(runs, classes=[*CLASSES, "Viral Pneumonia"])
 

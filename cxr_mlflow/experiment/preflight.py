@@ -1,0 +1,48 @@
+"""What is found out before the first cell is trained: that data and first weights can be used."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from cxr_mlflow.data.prepare import Study, prepare
+from cxr_mlflow.errors import InputError
+from cxr_mlflow.experiment.plan import Cell, Plan
+from cxr_mlflow.models import load_model
+
+
+def prepare_all(plan: Plan) -> Study:
+    """Read the data in every way the cells want them, so that no two cells decode them at once.
+
+    Raises
+    ------
+    InputError
+        If the cells would not be tested on the same images.
+    """
+    studies = [prepare(data) for data in plan.inputs()]
+    first = studies[0]
+    for data, study in zip(plan.inputs(), studies, strict=True):
+        if study.split.digest != first.split.digest:
+            raise InputError(
+                f"with mask_mode={data.mask_mode} other images are usable than with "
+                f"{plan.data.mask_mode}: the cells would not be tested on the same images"
+            )
+    return first
+
+
+def key_cells(plan: Plan, study: Study) -> dict[Cell, str]:
+    """Digest of each cell; reads each kind of first weights once, so that a bad file shows now."""
+    weights: dict[tuple[str, str], str] = {}
+    keys = {}
+    for cell in plan.cells:
+        model = cell.config.model
+        told = (model.model, model.weights)
+        if told not in weights:
+            loaded = load_model(model.model, len(study.catalog.classes), weights=told[1], seed=0)
+            path = Path(model.weights).expanduser()
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            weights[told] = f"{loaded.weights} {content}"
+        keys[cell] = cell.key(
+            data=study.catalog.digest, split=study.split.digest, weights=weights[told]
+        )
+    return keys

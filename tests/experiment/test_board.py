@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from cxr_mlflow.config import ExperimentConfig
+from cxr_mlflow.experiment.board import DONE, FAILED, Board, last_epoch
+from cxr_mlflow.experiment.plan import load_plan
+
+
+@pytest.fixture
+def board(tmp_path):
+    path = tmp_path / "four.yaml"
+    path.write_text("matrix: {strategy: [none, weighted]}\nseeds: [0, 1]")
+    plan = load_plan(ExperimentConfig(file=str(path)), experiment="x")
+    out = Console(file=io.StringIO(), width=120, highlight=False)
+    return Board(plan, jobs=1, console=out)
+
+
+def test_time_left_is_what_the_rows_took(board):
+    first, second, third, _ = board.plan.cells
+    assert board.minutes_left() is None
+    board.done(first, 0.8, 10.0)
+    assert board.minutes_left() == pytest.approx(30.0)
+    board.done(second, 0.8, 20.0)
+    assert board.minutes_left() == pytest.approx(30.0)  # a row each of 10 and 20
+    board.failed(third, "no memory")
+    assert board.minutes_left() == pytest.approx(20.0)
+    board.jobs = 2
+    assert board.minutes_left() == pytest.approx(10.0)
+
+
+def test_without_a_terminal_every_event_is_a_line(board):
+    first, second = board.plan.cells[:2]
+    with board.shown():
+        board.running(first)
+        board.running(first, "epoch 1/3")
+        board.done(first, 0.8125, 2.0)
+        board.failed(second, "it said [why]")
+    lines = board.console.file.getvalue().splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "started resnet18, none, seed 0",
+        "[1/4] resnet18, none, seed 0: macro F1 0.812, 2.0 min; 3 to go, about 6 min",
+        "[2/4] resnet18, weighted, seed 0: FAILED: it said [why]; 2 to go, about 4 min",
+    ]
+    assert (board.count(DONE), board.count(FAILED)) == (1, 1)
+
+
+def test_the_table_shows_every_cell(board):
+    first, second, third, _ = board.plan.cells
+    board.done(first, 0.8, 1.0, now=False)
+    board.running(second, "epoch 2/5")
+    board.failed(third, "why")
+    board.console.file = io.StringIO()
+    board.console.print(board)
+    table = board.console.file.getvalue()
+    for told in (
+        "seed 0",
+        "seed 1",
+        "resnet18, none",
+        "0.800",
+        "epoch 2/5",
+        "failed",
+        "1 of 4 done",
+    ):
+        assert told in table, told
+
+
+def test_how_far_a_training_is_stands_in_its_last_epoch_line():
+    assert last_epoch(["weights random"]) is None
+    assert last_epoch(["epoch   1/3  train", "epoch   2/3  train loss", "! word"]) == "epoch 2/3"
