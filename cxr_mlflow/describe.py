@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,8 +149,10 @@ def augmented_sheet(plan: Plan) -> Figure:
     )
 
 
-def summarize(plan: Plan, trained: Trained, result: Assessment) -> RunSummary:
-    """Gather what note and terminal tell."""
+def summarize(
+    plan: Plan, trained: Trained, result: Assessment, controls: Mapping[str, str]
+) -> RunSummary:
+    """Gather what note and terminal tell; `controls` maps each control to what it found."""
     config, study = plan.config, plan.study
     sizes = {split: len(study.split.rows(split)) for split in SPLITS}
     classes = study.catalog.classes
@@ -176,6 +179,7 @@ def summarize(plan: Plan, trained: Trained, result: Assessment) -> RunSummary:
         warnings=plan.warnings,
         num_duplicate_groups=int((np.bincount(study.duplicates.groups) > 1).sum()),
         git_commit=plan.commit,
+        controls=controls,
     )
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from cxr_mlflow.config import RunConfig
+from cxr_mlflow.controls import source_controls
 from cxr_mlflow.data.dataset import Draw
 from cxr_mlflow.data.duplicates import plot_contact_sheet
 from cxr_mlflow.data.prepare import prepare
@@ -111,7 +112,9 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
         )
         record_assessment(run, result)
         draw_sheets(run, plan, trained, result)
-        summary = summarize(plan, trained, result)
+        controls = source_controls(study, result, samples=config.tracking.bootstrap_samples)
+        run.log_metrics(controls.metrics)
+        summary = summarize(plan, trained, result, controls.lines)
         model_uri = log_network(run, plan, trained)
         refused: NotRegistered | None = None
         if config.tracking.register:

@@ -26,7 +26,12 @@ LAYERS: list[set[str]] = [
     {
         *("evaluation.metrics", "evaluation.intervals", "evaluation.figure", "evaluation.plots"),
         *("evaluation.sheets", "evaluation.training_plots", "evaluation.note"),
-        *("evaluation.report", "evaluation.assessment", "evaluation.comparison"),
+        *(
+            "evaluation.report",
+            "evaluation.assessment",
+            "evaluation.sources",
+            "evaluation.comparison",
+        ),
         *("evaluation.comparison_inputs", "evaluation.comparison_statistics"),
         *("evaluation.comparison_verdicts", "evaluation.comparison_words"),
         *("evaluation.comparison_plots", "evaluation.comparison_report"),
@@ -40,7 +45,7 @@ LAYERS: list[set[str]] = [
         *("tracking.run", "tracking.record", "tracking.parents", "tracking.tested"),
         *("tracking.comparison", "tracking.registry"),
     },
-    {"describe", "registration", "compare"},
+    {"describe", "registration", "compare", "controls"},
     {"pipeline", "assess"},
     {"experiment.board", "experiment.runner", "experiment.child"},
     {"experiment.best", "experiment.preflight", "experiment.conduct"},

@@ -124,6 +124,15 @@ def test_scores_follow_from_the_predictions_that_are_logged(run):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
+def test_the_source_of_a_file_is_held_against_the_score(run):
+    split = pd.read_csv(read(run.info.run_id, "data/split.csv"))
+    train, test = (split[split["split"] == name] for name in ("train", "test"))
+    rule = train.groupby("source")["class_name"].agg(lambda names: names.mode()[0])
+    expected = f1_score(test["class_name"], test["source"].map(rule), average="macro")
+    assert run.data.metrics["test/source_floor/f1_macro"] == pytest.approx(expected)
+    assert "source floor" in run.data.tags["mlflow.note.content"]
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -203,8 +203,8 @@ def apply_mask(image: Pixels, mask: Pixels, mask_mode: str) -> Pixels:
     image : uint8 array of shape (H, W)
     mask : uint8 array of shape (H, W) with values 0 and 1
     mask_mode : str
-        The `lungs` modes keep the lungs, `lungs-out` all but the lungs, `mask-only` neither: a white
-        silhouette on black. What a network scores on the last two it has not read in the lungs.
+        The `lungs` modes keep the lungs, `lungs-out` all but the lungs, `mask-only` neither: a
+        white silhouette on black. What a network scores on the last two is not read in the lungs.
     """
     if mask_mode == "lungs-out":
         return image * (1 - mask)

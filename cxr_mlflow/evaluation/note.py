@@ -16,8 +16,9 @@ from cxr_mlflow.evaluation.metrics import PER_CLASS, class_slugs, metric_table
 NOTE_LIMIT = 8000
 """Most characters of a note: MLflow keeps it as a tag and cuts longer ones off."""
 NOT_CONTROLLED = (
-    "Not controlled: no shortcut controls were run. In the Kaggle data each class nearly is a "
-    "source (hospital, age group): a score can come from the source instead of the disease."
+    "Not controlled: no control model (all but the lungs, their outline alone) was trained. In the "
+    "Kaggle data each class nearly is a source (hospital, age group): a score can come from the "
+    "source instead of the disease."
 )
 DISCLAIMER = "A research tool, not for diagnosis."
 HEADLINES = {
@@ -27,8 +28,8 @@ HEADLINES = {
     "mcc": "MCC",
 }
 NOT_MEASURED = "–"
-TABLES = ("scores per class", "confusion", "facts")  # in the order of the note
-LEFT_OUT_FIRST = ("confusion", "scores per class", "facts")
+TABLES = ("scores per class", "controls", "confusion", "facts")  # in the order of the note
+LEFT_OUT_FIRST = ("confusion", "scores per class", "facts", "controls")
 _MOST_WARNINGS, _WARNING_LENGTH, _FACT_LENGTH = 8, 300, 120
 
 
@@ -61,6 +62,7 @@ class RunSummary:
     registered_version: str | None = None  # "cxr-classifier version 3 (challenger)"
     level: float = 0.95
     facts: Mapping[str, str] = field(default_factory=dict)  # further rows of the table of facts
+    controls: Mapping[str, str] = field(default_factory=dict)  # control -> what it found, in words
 
 
 def write_note(summary: RunSummary) -> str:
@@ -84,6 +86,8 @@ def write_note(summary: RunSummary) -> str:
         "facts": _fact_table(summary),
         "confusion": _confusion_table(summary),
     }
+    if summary.controls:
+        tables["controls"] = _two_columns("Controls", summary.controls)
     return _fit(head, tables)
 
 
@@ -140,8 +144,8 @@ def summary_lines(summary: RunSummary) -> list[str]:
     Returns
     -------
     list of str
-        Plain text. A line of headline scores, one of the F1 of each class, then a line that
-        starts with "! " for each warning.
+        Plain text. A line of headline scores, one of the F1 of each class, one of each control,
+        then a line that starts with "! " for each warning.
     """
     metrics = summary.metrics
     scores = [
@@ -155,6 +159,7 @@ def summary_lines(summary: RunSummary) -> list[str]:
     return [
         f"test, {summary.num_test:,} images: {', '.join(scores)}; {summary.level:.0%} intervals",
         f"F1 per class: {', '.join(by_class)}",
+        *(f"{name}: {told}" for name, told in summary.controls.items()),
         *(f"! {' '.join(warning.split())}" for warning in summary.warnings),
     ]
 
@@ -250,8 +255,13 @@ def _fact_table(summary: RunSummary) -> str:
         "registered as": summary.registered_version or "not registered",
         **summary.facts,
     }
-    rows = [f"| {_escape(k)} | {_escape(_cut(v, _FACT_LENGTH))} |" for k, v in facts.items()]
-    return "\n".join(["### Facts", "", "| what | value |", "|---|---|", *rows])
+    facts = {name: _cut(value, _FACT_LENGTH) for name, value in facts.items()}
+    return _two_columns("Facts", facts)
+
+
+def _two_columns(title: str, told: Mapping[str, str]) -> str:
+    rows = [f"| {_escape(name)} | {_escape(value)} |" for name, value in told.items()]
+    return "\n".join([f"### {title}", "", "| what | value |", "|---|---|", *rows])
 
 
 def _interval(intervals: Mapping[str, Interval], key: str, form: str) -> str:

@@ -197,7 +197,7 @@ def test_the_best_on_validation_is_registered(lab, finished):
 
 def test_a_new_seed_adds_its_cells_alone_and_time_can_be_up(lab, again):
     lab.write(GOOD, OVERSAMPLE, seeds="[0, 1]")
-    status, out = lab.run("--max-time", "0.00001")
+    status, out = lab.run("--max-time", "1e-9")
     assert status == 3
     assert "4 cells, 2 finished; 2 to train" in out
     assert "2 of 4 cells are left; the same command goes on" in out
