@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 
-from cxr_mlflow.config import AUTO, NONE, DataConfig, EvaluateConfig, MaskMode, TrackingConfig
+from cxr_mlflow.command_config import EvaluateConfig
+from cxr_mlflow.config import AUTO, NONE, DataConfig, MaskMode, TrackingConfig
 from cxr_mlflow.data.catalog import Catalog
 from cxr_mlflow.data.prepare import find_duplicates, open_catalog
 from cxr_mlflow.data.preprocess import needs_mask

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from cxr_mlflow.config import ExperimentConfig
+from cxr_mlflow.command_config import ExperimentConfig
 from cxr_mlflow.data.storage import write_whole
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.comparison import Comparison, TestedRun, compare

@@ -7,8 +7,9 @@ three together.
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -19,7 +20,6 @@ StrategyName = Literal["none", "weighted", "oversample"]
 MaskMode = Literal["lungs", "none", "crop", "lungs-crop", "lungs-out", "mask-only"]
 AugmentLevel = Literal["none", "mild", "strong"]
 OnBadFile = Literal["fail", "skip"]
-Subset = Literal["all", "test"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 AUTO = "auto"
@@ -37,7 +37,7 @@ def option(default: Any, help: str, *, argument: bool = False) -> Any:
     return field(default=default, metadata={"help": help, "argument": argument})
 
 
-class _Checked:
+class Checked:
     """Refuse a value that is not one of the choices of a Literal field."""
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class _Checked:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig(_Checked):
+class DataConfig(Checked):
     """Which images, how they are prepared, and who is tested on what."""
 
     data_dir: str = option(
@@ -96,7 +96,7 @@ class DataConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig(_Checked):
+class ModelConfig(Checked):
     """The network and its first weights."""
 
     model: ModelName = option("resnet18", "Network: a small CNN from scratch, or ResNet18.")
@@ -108,7 +108,7 @@ class ModelConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """How the weights are fitted."""
 
     strategy: StrategyName = option("oversample", "Remedy for class imbalance.")
@@ -147,7 +147,7 @@ class TrainConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrackingConfig(_Checked):
+class TrackingConfig(Checked):
     """Where the run is told and the model registered."""
 
     experiment: str = option("chest-xray", "MLflow experiment of the run.")
@@ -161,73 +161,6 @@ class TrackingConfig(_Checked):
     def __post_init__(self) -> None:
         self._require(self.bootstrap_samples >= 100, "bootstrap_samples", "must be at least 100")
         for name in ("experiment", "run_name", "registered_model"):
-            self._require(bool(getattr(self, name).strip()), name, "must not be empty")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig(_Checked):
-    """Which finished model is scored, and on which images of a folder."""
-
-    model_uri: str = option(
-        "models:/cxr-classifier@champion",
-        "The model: an MLflow URI (models:/NAME@ALIAS, models:/NAME/VERSION) or a model folder.",
-    )
-    subset: Subset = option(
-        "all", "Every image of the folder, or the test images that --split-file names."
-    )
-
-    def __post_init__(self) -> None:
-        self._check_choices()
-        self._require(bool(self.model_uri.strip()), "model_uri", "must not be empty")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PredictConfig(_Checked):
-    """Which images a finished model labels."""
-
-    model_uri: str = option(
-        "models:/cxr-classifier@champion",
-        "The model: an MLflow URI (models:/NAME@ALIAS, models:/NAME/VERSION) or a model folder.",
-    )
-    input: str = option("data", "An image, a flat folder of images, or a folder CLASS/images.")
-    masks: str = option(
-        NONE, "Folder of lung masks named as the images are; a CLASS/images folder has its own."
-    )
-    output: str = option("predictions.csv", "CSV file to write, one row per image.")
-
-    def __post_init__(self) -> None:
-        for name in ("model_uri", "input", "masks", "output"):
-            self._require(bool(getattr(self, name).strip()), name, "must not be empty")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExperimentConfig(_Checked):
-    """A file of cells to train and compare, and how to go about it."""
-
-    file: str = option(
-        "experiments/smoke.yaml", "The cells, as a small diff over the defaults.", argument=True
-    )
-    data_dir: str = option(
-        FILE, "As --data-dir of cxr train. 'file': what the file says, else 'auto'."
-    )
-    weights: str = option(
-        FILE,
-        "As --weights of cxr train, for all but the cnn, which begins from scratch. 'file': what "
-        "the file says, else 'auto'.",
-    )
-    seeds: str = option(FILE, "Seeds of every row, as '0,1,2' or '0-4'. 'file': those of the file.")
-    overrides: str = option(
-        NONE, "Options set over the file in every cell, as 'epochs=3,image_size=64'."
-    )
-    jobs: int = option(1, "Cells trained at the same time, each in a process of its own.")
-    max_time: float = option(0.0, "Minutes after which no new cell is begun; 0: no limit.")
-    fresh: bool = option(False, "Begin a new parent run, whatever cells are finished already.")
-
-    def __post_init__(self) -> None:
-        self._check_choices()
-        self._require(self.jobs >= 1, "jobs", "must be at least 1")
-        self._require(self.max_time >= 0, "max_time", "must not be negative")
-        for name in ("file", "data_dir", "weights", "seeds", "overrides"):
             self._require(bool(getattr(self, name).strip()), name, "must not be empty")
 
 
@@ -294,3 +227,52 @@ def option_type(part: type[Any], name: str) -> tuple[type, tuple[str, ...]]:
     hint = get_type_hints(part)[name]
     choices = get_args(hint)
     return (str, choices) if choices else (hint, ())
+
+
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def typed_options(told: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Take options as YAML, a list of words or a run's parameters give them, in their own types.
+
+    Parameters
+    ----------
+    told : mapping
+        Option name -> value.
+    where : str
+        What messages call the place they were read in.
+
+    Raises
+    ------
+    InputError
+        If there is no such option, or a value is of another type.
+    """
+    parts = {f.name: part for part, f in all_options()}
+    for name in told:
+        if name not in parts:
+            raise InputError(f"{where}: no option {name!r}{near_name(str(name), list(parts))}")
+    return {
+        name: _typed(value, option_type(parts[name], name)[0], f"{where}: {name}")
+        for name, value in told.items()
+    }
+
+
+def near_name(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: which was meant, or which there are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"
+
+
+def _typed(value: Any, wanted: type, where: str) -> Any:
+    if wanted is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    try:
+        if wanted is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+        if wanted is int and not isinstance(value, (bool, float)):
+            return int(value)
+        if wanted is float and not isinstance(value, bool):
+            return float(value)  # YAML 1.1 takes 1e-3 for text
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{where}={value!r} is not {TYPE_NAMES[wanted]}")

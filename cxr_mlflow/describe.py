@@ -16,6 +16,7 @@ from rich.console import Console
 from cxr_mlflow.config import AUTO, RunConfig
 from cxr_mlflow.data.dataset import Draw
 from cxr_mlflow.data.prepare import Study
+from cxr_mlflow.data.preprocess import CONTROLS
 from cxr_mlflow.environment import git_commit
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.metrics import confusion
@@ -63,7 +64,14 @@ class Plan:
         warnings = [SYNTHETIC] if self.is_demo else []
         warnings += self.loaded.warnings
         warnings += left_out(self.study.catalog.problems)
+        if self.control:
+            return (*warnings, f"A control: this model sees {self.control}, and is no classifier.")
         return (*warnings, NOT_CONTROLLED)
+
+    @property
+    def control(self) -> str | None:
+        """What the model sees, in words, if it is trained as a control; else None."""
+        return CONTROLS.get(self.config.data.mask_mode)
 
     @cached_property
     def commit(self) -> str:
@@ -94,7 +102,7 @@ class Plan:
             "data": self.study.catalog.name,
             "weights": self.loaded.weights,
             "synthetic": str(self.is_demo).lower(),
-            "controls": "not controlled",
+            "controls": f"a control: {self.control}" if self.control else "not controlled",
         }
 
     def about_model(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ LAYERS: list[set[str]] = [
     # each module may import the ground, its own room, and what stands in a line above it
     {"errors", "names", "environment"},
     {"config"},
-    {"labels"},
+    {"command_config", "labels"},
     {"experiment.plan"},
     {"data.phantom", "data.demo", "data.storage", "data.preprocess"},
     {"data.layout", "data.scan", "data.locate", "data.download", "data.catalog"},
@@ -48,11 +48,11 @@ LAYERS: list[set[str]] = [
     {"describe", "registration", "compare", "controls"},
     {"pipeline", "assess"},
     {"experiment.board", "experiment.runner", "experiment.child"},
-    {"experiment.best", "experiment.preflight", "experiment.conduct"},
+    {"experiment.best", "experiment.preflight", "experiment.conduct", "control_models"},
     {"cli.options"},
     {
         *("cli.data", "cli.evaluate", "cli.predict", "cli.promote", "cli.train"),
-        *("cli.experiment", "cli.compare"),
+        *("cli.experiment", "cli.compare", "cli.control"),
     },
 ]
 MLFLOW_ROOMS = ("tracking", "serving")
@@ -61,6 +61,7 @@ FORBIDDEN = {
     "data.preprocess": {"torch", "cv2", "albumentations", "mlflow", "pandas"},
     "serving.scorer": {"torch", "cv2", "albumentations", "mlflow"},
     "serving.frames": {"torch", "cv2", "albumentations", "mlflow"},
+    "command_config": {"torch", "mlflow", "numpy", "pandas"},
     "config": {"torch", "mlflow", "numpy", "pandas"},
     "environment": {"torch", "mlflow", "numpy", "pandas"},
 }

@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
-from cxr_mlflow.config import DataConfig, EvaluateConfig, RunConfig, TrackingConfig
+from cxr_mlflow.command_config import EvaluateConfig
+from cxr_mlflow.config import DataConfig, RunConfig, TrackingConfig
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.names import slug
 from cxr_mlflow.serving.gate import check_model_loads

@@ -9,12 +9,15 @@ from typing import Any
 
 import yaml
 
-from cxr_mlflow.config import (
-    DataConfig,
+from cxr_mlflow.command_config import (
+    ControlConfig,
     EvaluateConfig,
     ExperimentConfig,
-    ModelConfig,
     PredictConfig,
+)
+from cxr_mlflow.config import (
+    DataConfig,
+    ModelConfig,
     TrackingConfig,
     TrainConfig,
     flag,
@@ -43,6 +46,7 @@ ENTRY_POINTS: dict[str, tuple[str, list[tuple[type[Any], set[str] | None]]]] = {
         "experiment run",
         [(ExperimentConfig, None), (TrackingConfig, {"experiment"})],
     ),
+    "control": ("control", [(ControlConfig, None)]),
 }
 TYPES = {str: "string", int: "int", float: "float", bool: "string"}
 

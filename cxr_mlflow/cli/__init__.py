@@ -6,6 +6,7 @@ import click
 
 from cxr_mlflow import __version__
 from cxr_mlflow.cli.compare import compare
+from cxr_mlflow.cli.control import control
 from cxr_mlflow.cli.data import data
 from cxr_mlflow.cli.evaluate import evaluate
 from cxr_mlflow.cli.experiment import experiment
@@ -21,5 +22,5 @@ def main() -> None:
     """Train, compare and serve chest X-ray classifiers, tracked in MLflow. Not for diagnosis."""
 
 
-for command in (train, evaluate, predict, experiment, compare, data, promote):
+for command in (train, evaluate, predict, experiment, compare, control, data, promote):
     main.add_command(command)

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from cxr_mlflow.cli.options import CxrCommand, config_options
-from cxr_mlflow.config import DataConfig, EvaluateConfig, TrackingConfig
+from cxr_mlflow.command_config import EvaluateConfig
+from cxr_mlflow.config import DataConfig, TrackingConfig
 
 
 @click.command(cls=CxrCommand)

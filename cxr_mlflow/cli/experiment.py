@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from cxr_mlflow.cli.options import CxrCommand, CxrGroup, config_options
-from cxr_mlflow.config import ExperimentConfig, TrackingConfig
+from cxr_mlflow.command_config import ExperimentConfig
+from cxr_mlflow.config import TrackingConfig
 
 
 @click.group(cls=CxrGroup)

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from cxr_mlflow.cli.options import CxrCommand, config_options
-from cxr_mlflow.config import NONE, PredictConfig
+from cxr_mlflow.command_config import PredictConfig
+from cxr_mlflow.config import NONE
 
 LISTED = 20
 

@@ -25,6 +25,8 @@ MAX_PIXELS = 64_000_000
 """Largest image that is decoded, in pixels (8,000 x 8,000); a detector has about 10 million."""
 MASK_THRESHOLD = 127
 """A mask pixel above it is lung. JPEG-like noise in masks stays below or above."""
+CONTROLS = {"lungs-out": "all but the lungs", "mask-only": "the outline of the lungs"}
+"""Mask modes that show too little to tell the classes by the lungs, and what they show."""
 CROP_MARGIN = 0.04
 """Border around the lungs' box, as a share of the image's side."""
 _GREY_MODES = ("L", "1", "P", "RGB", "RGBA", "LA")

@@ -122,6 +122,21 @@ def write_scores(
     return _fit(head, {"scores per class": _class_table(metrics, intervals, level, classes)})
 
 
+def with_controls(note: str, found: str) -> str:
+    """Say in a finished note what control models found, where it said "not controlled".
+
+    Parameters
+    ----------
+    note : str
+        Markdown, as `write_note` wrote it.
+    found : str
+        "Controls: ..." in one sentence.
+    """
+    flag = NOT_CONTROLLED.split(":")[0]
+    head, line_end, rest = note.replace(NOT_CONTROLLED, _escape(found)).partition("\n")
+    return head.replace(flag, _escape(found)) + line_end + rest
+
+
 def _fit(head: Sequence[str], tables: Mapping[str, str]) -> str:
     """Join the parts; whole tables are left out, and named, until the note fits."""
     kept = [name for name in TABLES if name in tables]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import filelock
 
+from cxr_mlflow.command_config import ExperimentConfig
 from cxr_mlflow.compare import Compared, describe
-from cxr_mlflow.config import ExperimentConfig
 from cxr_mlflow.data.prepare import Study, cache_folder
 from cxr_mlflow.data.storage import explained
 from cxr_mlflow.describe import SYNTHETIC, where_lines

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +14,16 @@ from typing import Any
 
 import yaml
 
+from cxr_mlflow.command_config import ExperimentConfig
 from cxr_mlflow.config import (
     FILE,
     FROM_SCRATCH,
     NONE,
     DataConfig,
-    ExperimentConfig,
     RunConfig,
     TrackingConfig,
-    all_options,
-    option_type,
+    near_name,
+    typed_options,
 )
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.labels import label_rows, recipe
@@ -36,7 +35,6 @@ NOT_IN_FILE |= {"experiment": "give it as --experiment", "split_file": "all cell
 SHARED = {"data_dir", "cache_dir", "on_bad_file", "split_seed", "val_fraction", "test_fraction"}
 SHARED |= {"register", "registered_model", "bootstrap_samples"}
 """Options that hold for all cells: they stand under `base`."""
-TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(told, dict):
         raise InputError(f"{path} must hold the keys {', '.join(KEYS)}")
     if unknown := [str(key) for key in told if key not in KEYS]:
-        raise InputError(f"{path}: unknown key {unknown[0]!r}{_near(unknown[0], KEYS)}")
+        raise InputError(f"{path}: unknown key {unknown[0]!r}{near_name(unknown[0], KEYS)}")
     return text, told
 
 
@@ -218,36 +216,15 @@ def _seeds(told: Any, path: Path) -> list[int]:
 
 
 def _options(told: Any, where: str, *, shared: bool = True) -> dict[str, Any]:
-    """Check names and types of options; return them as the config takes them."""
+    """Check what may stand in a place of the file; return it in the types the config takes."""
     if not isinstance(told, dict):
         raise InputError(f"{where} must be a set of options, as {{model: cnn, lr: 0.003}}")
-    parts = {f.name: part for part, f in all_options()}
-    options = {}
-    for name, value in told.items():
-        if name not in parts:
-            raise InputError(f"{where}: no option {name!r}{_near(str(name), list(parts))}")
+    for name in told:
         if name in NOT_IN_FILE:
             raise InputError(f"{where}: {name} cannot be set here; {NOT_IN_FILE[name]}")
         if not shared and name in SHARED:
             raise InputError(f"{where}: all cells share {name}; set it under base")
-        options[name] = _typed(value, option_type(parts[name], name)[0], f"{where}: {name}")
-    return options
-
-
-def _typed(value: Any, wanted: type, where: str) -> Any:
-    """Take what YAML or the command line gave as the type of the option."""
-    if wanted is bool and str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
-    try:
-        if wanted is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-        if wanted is int and not isinstance(value, (bool, float)):
-            return int(value)
-        if wanted is float and not isinstance(value, bool):
-            return float(value)  # YAML 1.1 takes 1e-3 for text
-    except (TypeError, ValueError):
-        pass
-    raise InputError(f"{where}={value!r} is not {TYPE_NAMES[wanted]}")
+    return typed_options(told, where)
 
 
 def _config(options: Mapping[str, Any], where: str) -> RunConfig:
@@ -255,8 +232,3 @@ def _config(options: Mapping[str, Any], where: str) -> RunConfig:
         return RunConfig.from_options(options)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"

@@ -187,6 +187,15 @@ def use_registry() -> str:
     return use_tracking_uri()
 
 
+def describe_versions_of(run_id: str, description: str, tags: Mapping[str, str]) -> None:
+    """Set description and tags of every version that a run made."""
+    client = mlflow.MlflowClient()
+    for version in client.search_model_versions(f"run_id = '{run_id}'"):
+        client.update_model_version(version.name, version.version, description)
+        for key, value in tags.items():
+            client.set_model_version_tag(version.name, version.version, key, value)
+
+
 def champion_of(client: mlflow.MlflowClient, name: str) -> str | None:
     """Version with the alias champion, None if there is none."""
     found = client.get_registered_model(name).aliases.get(CHAMPION)

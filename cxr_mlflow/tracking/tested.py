@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlflow
 import pandas as pd
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from cxr_mlflow.config import FROM_SCRATCH
+from cxr_mlflow.config import FROM_SCRATCH, typed_options
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.comparison import NotComparable, TestedRun
 from cxr_mlflow.labels import label_rows, recipe
@@ -122,6 +122,13 @@ def shared_params(run_ids: Sequence[str], names: Iterable[str]) -> dict[str, lis
     return {k: v for k, v in values.items() if len(v) == 1 or (v and k == "git_commit")}
 
 
+def options_of_run(run_id: str, names: Sequence[str]) -> dict[str, Any]:
+    """Options that a run was made with, from its parameters, in the types the config takes."""
+    params = mlflow.MlflowClient().get_run(run_id).data.params
+    told = {name: params[name].strip("'") for name in names if name in params}
+    return typed_options(told, f"run {run_id}")
+
+
 def remarks_of(run: Run) -> tuple[str, ...]:
     """What must stand beside the scores of a run, wherever they are shown."""
     tags = run.data.tags
@@ -129,8 +136,7 @@ def remarks_of(run: Run) -> tuple[str, ...]:
     weights = tags.get("weights", "unknown")
     if weights != "ImageNet" and tags.get("model") not in FROM_SCRATCH:
         remarks.append(f"first weights: {weights}")
-    controls = tags.get("controls", "not controlled")
-    return (*remarks, controls) if controls == "not controlled" else tuple(remarks)
+    return (*remarks, tags.get("controls", "not controlled"))
 
 
 def _named_runs(word: str) -> list[Run]:

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cxr_mlflow.config import ExperimentConfig
+from cxr_mlflow.command_config import ExperimentConfig
 from cxr_mlflow.experiment.board import DONE, FAILED, Board, last_epoch
 from cxr_mlflow.experiment.plan import load_plan
 

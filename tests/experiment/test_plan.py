@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cxr_mlflow.config import ExperimentConfig
+from cxr_mlflow.command_config import ExperimentConfig
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.experiment.plan import load_plan
 
