@@ -147,6 +147,25 @@ class TrainConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationConfig(Checked):
+    """What is promised of the probabilities, and fitted on the validation images."""
+
+    temperature_scaling: bool = option(
+        True, "Divide the logits by a temperature that makes validation probabilities honest."
+    )
+    risk: float = option(
+        0.05, "Largest share of errors among the answers; below a confidence the model abstains."
+    )
+    coverage: float = option(
+        0.9, "How often a prediction set holds the true class, for each class."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("risk", "coverage"):
+            self._require(0 < getattr(self, name) < 1, name, "must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrackingConfig(Checked):
     """Where the run is told and the model registered."""
 
@@ -171,6 +190,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @classmethod
@@ -206,6 +226,7 @@ SECTIONS: dict[str, type[Any]] = {
     "data": DataConfig,
     "model": ModelConfig,
     "train": TrainConfig,
+    "calibration": CalibrationConfig,
     "tracking": TrackingConfig,
 }
 

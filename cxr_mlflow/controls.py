@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cxr_mlflow.data.prepare import Study
+from cxr_mlflow.config import DataConfig
+from cxr_mlflow.data.audit import Audit, audit_data
+from cxr_mlflow.data.audit_sources import source_floor
+from cxr_mlflow.data.prepare import Study, cache_folder
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.sources import (
-    control_lines,
-    control_metrics,
+    UNKNOWN,
     never_within,
-    source_floor,
+    within_lines,
+    within_metrics,
     within_sources,
 )
+from cxr_mlflow.names import slug
+
+
+def audit_study(study: Study, data: DataConfig, *, progress: bool = True) -> Audit:
+    """Audit the images of a study, or read what was found about them before."""
+    return audit_data(
+        study.catalog,
+        study.duplicates,
+        split=study.split,
+        cache_dir=cache_folder(data),
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True)
@@ -35,22 +50,30 @@ def source_controls(study: Study, result: Assessment, *, samples: int) -> Contro
     samples : int
         Bootstrap resamples.
     """
-    table, classes = study.catalog.table, study.catalog.classes
+    classes = study.catalog.classes
     train, test = (study.split.rows(split) for split in ("train", "test"))
-    sources, told = table["source"].tolist(), table["source"].to_numpy(object)
-    floor = source_floor(
-        told[train].tolist(), study.labels[train], told[test].tolist(), result.y_true, classes
-    )
+    sources = study.catalog.table["source"].to_numpy(object)
+    tested = sources[test].tolist()
+    lines = {"source floor": "not measured: the training images do not tell their sources"}
+    metrics: dict[str, float] = {}
+    if (sources[train] != UNKNOWN).any():
+        floor = source_floor(
+            sources[train].tolist(), study.labels[train], classes, tested=(tested, result.y_true)
+        )
+        lines["source floor"] = f"macro F1 {floor.f1_macro:.3f} knowing only the source of a file"
+        metrics = {
+            "source_floor/f1_macro": floor.f1_macro,
+            "source_floor/majority_f1_macro": floor.majority_f1_macro,
+            **{f"source_floor/f1/{slug(name)}": value for name, value in floor.f1.items()},
+        }
     within = within_sources(
         result.y_true,
         result.probabilities,
-        told[test].tolist(),
+        tested,
         classes,
         groups=study.duplicates.groups[test],
         samples=samples,
     )
-    alone = never_within(study.labels, sources, classes)
-    metrics = {
-        f"{result.split}/{name}": value for name, value in control_metrics(floor, within).items()
-    }
-    return Controls(control_lines(floor, within, alone), metrics)
+    lines |= within_lines(within, never_within(study.labels, sources.tolist(), classes))
+    metrics |= within_metrics(within)
+    return Controls(lines, {f"{result.split}/{name}": value for name, value in metrics.items()})

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from cxr_mlflow.calibrate import Calibration, CalibrationCheck, calibrate, check
 from cxr_mlflow.config import RunConfig
-from cxr_mlflow.controls import source_controls
+from cxr_mlflow.controls import audit_study, source_controls
+from cxr_mlflow.data.audit import Audit
+from cxr_mlflow.data.audit_report import write_page
 from cxr_mlflow.data.dataset import Draw
 from cxr_mlflow.data.duplicates import plot_contact_sheet
 from cxr_mlflow.data.prepare import prepare
@@ -26,7 +30,7 @@ from cxr_mlflow.describe import (
     summarize,
 )
 from cxr_mlflow.environment import package_versions
-from cxr_mlflow.evaluation.assessment import Assessment, assess, softmax, validation_scores
+from cxr_mlflow.evaluation.assessment import Assessment, assess, validation_scores
 from cxr_mlflow.evaluation.plots import (
     plot_class_distribution,
     plot_draws,
@@ -88,8 +92,9 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
     )
     plan = Plan(config, study, loaded)
     announce(Console(file=sys.stderr, highlight=False, soft_wrap=True), plan)
+    audit = audit_study(study, config.data)
     with open_run(config.tracking.experiment, plan.name, {**plan.tags(), **(tags or {})}) as run:
-        start_record(run, plan)
+        start_record(run, plan, audit)
         trained = train(
             loaded.network,
             study,
@@ -99,23 +104,19 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
             measure=lambda logits, labels: validation_scores(logits, labels, classes),
             callbacks=[EpochRecorder(run, classes)],
         )
-        logits, _ = score_split(trained, study, "test", mask_mode=mask_mode, device=device)
-        rows = study.split.rows("test")
-        result = assess(
-            study.catalog.table.iloc[rows].reset_index(drop=True),
-            softmax(logits),
-            classes,
-            split="test",
-            subtitle=plan.caption(f"test, n = {len(rows):,}"),
-            samples=config.tracking.bootstrap_samples,
-            groups=study.duplicates.groups[rows],
-        )
+        logits = {
+            split: score_split(trained, study, split, mask_mode=mask_mode, device=device)[0]
+            for split in ("val", "test")
+        }
+        fitted, checked, result = judge(plan, logits["val"], logits["test"])
+        run.log_metrics({f"test/{name}": value for name, value in checked.metrics.items()})
         record_assessment(run, result)
         draw_sheets(run, plan, trained, result)
         controls = source_controls(study, result, samples=config.tracking.bootstrap_samples)
         run.log_metrics(controls.metrics)
-        summary = summarize(plan, trained, result, controls.lines)
-        model_uri = log_network(run, plan, trained)
+        found = {"data audit": audit.headline(), **controls.lines, **checked.lines}
+        summary = summarize(plan, trained, result, found)
+        model_uri = log_network(run, plan, trained, fitted)
         refused: NotRegistered | None = None
         if config.tracking.register:
             try:
@@ -139,6 +140,42 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
     return Outcome(run.run_id, result.metrics, summary.registered_version, tuple(lines))
 
 
+def judge(
+    plan: Plan, val_logits: NDArray[np.float64], test_logits: NDArray[np.float64]
+) -> tuple[Calibration, CalibrationCheck, Assessment]:
+    """Calibrate on the validation images, then score the test images with it."""
+    study, config = plan.study, plan.config
+    classes, samples = study.catalog.classes, config.tracking.bootstrap_samples
+    rows = {split: study.split.rows(split) for split in ("val", "test")}
+    groups = {split: study.duplicates.groups[rows[split]] for split in rows}
+    fitted = calibrate(val_logits, study.labels[rows["val"]], groups["val"], config.calibration)
+    told = plan.caption(f"test, n = {len(rows['test']):,}")
+    result = assess(
+        study.catalog.table.iloc[rows["test"]].reset_index(drop=True),
+        fitted.probabilities(test_logits),
+        classes,
+        split="test",
+        subtitle=told,
+        samples=samples,
+        groups=groups["test"],
+    )
+    checked = check(
+        fitted,
+        test_logits,
+        result.y_true,
+        classes,
+        groups=groups["test"],
+        samples=samples,
+        subtitle=told,
+    )
+    result = replace(
+        result,
+        predictions=fitted.add_columns(result.predictions, result.probabilities, classes),
+        figures={**result.figures, **checked.figures},
+    )
+    return fitted, checked, result
+
+
 class EpochRecorder:
     """Hands each epoch to MLflow while the loop goes on."""
 
@@ -155,7 +192,7 @@ class EpochRecorder:
         return False
 
 
-def start_record(run: Tracker, plan: Plan) -> None:
+def start_record(run: Tracker, plan: Plan, audit: Audit) -> None:
     """Collect what a run tells before training."""
     study = plan.study
     catalog, split = study.catalog, study.split
@@ -188,6 +225,10 @@ def start_record(run: Tracker, plan: Plan) -> None:
             for name, context in contexts
         },
     )
+    page = write_page(audit, catalog, study.duplicates, split=split)
+    run.log_text(page, "data/audit.html")
+    run.log_text(audit.to_json(), "data/audit.json")
+    run.log_metrics(audit.metrics())
     with tempfile.TemporaryDirectory() as folder:
         split.save(Path(folder) / "split.csv")
         run.log_file(Path(folder) / "split.csv", "data")
@@ -220,7 +261,7 @@ def draw_sheets(run: Tracker, plan: Plan, trained: Trained, result: Assessment) 
         run.log_figure(sheet, "test/worst_errors.png")
 
 
-def log_network(run: Tracker, plan: Plan, trained: Trained) -> str:
+def log_network(run: Tracker, plan: Plan, trained: Trained, fitted: Calibration) -> str:
     """Log the weights, and the exported network as an MLflow model; return the model's URI."""
     about = plan.about_model() | {"run_id": run.run_id}
     with tempfile.TemporaryDirectory() as temporary:
@@ -234,6 +275,9 @@ def log_network(run: Tracker, plan: Plan, trained: Trained) -> str:
             image_size=plan.config.data.image_size,
             mask_mode=plan.config.data.mask_mode,
             trained_on=about,
+            temperature=fitted.temperature,
+            abstaining=fitted.abstaining,
+            prediction_sets=fitted.sets,
         )
         model_uri = log_model(folder / "model", run_id=run.run_id, tags=about)
     run.set_tags({"model_uri": model_uri})

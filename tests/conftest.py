@@ -86,7 +86,8 @@ def brightness_model(tmp_path: Path) -> Callable[..., Path]:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from cxr_mlflow.serving.scorer import ScorerConfig, sha256_of
+    from cxr_mlflow.serving.scorer import sha256_of
+    from cxr_mlflow.serving.scorer_config import ScorerConfig
 
     def write(mask_mode: str = "none", image_size: int = 32, temperature: float = 1.0) -> Path:
         folder = tmp_path / f"model-{mask_mode}-{image_size}-{temperature}"

@@ -125,12 +125,37 @@ def test_scores_follow_from_the_predictions_that_are_logged(run):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
+def test_calibration_is_fitted_told_and_kept_with_the_model(run):
+    metrics = run.data.metrics
+    model = read(run.info.run_id, "model_gate.json")
+    assert json.loads(model.read_text())["gate"] == "passed", "with calibrated probabilities"
+    assert 0.01 <= metrics["test/temperature"] <= 100
+    for name in ("ece", "brier", "brier/covid", "ece/viral_pneumonia"):
+        raw, calibrated = metrics[f"test/raw/{name}"], metrics[f"test/{name}"]
+        head, _, tail = name.partition("/")
+        low = metrics[f"test/{head}_low" + (f"/{tail}" if tail else "")]
+        assert 0 <= low <= calibrated
+        assert raw >= 0
+    table = pd.read_csv(read(run.info.run_id, "test/predictions.csv"))
+    assert table["abstain"].mean() == pytest.approx(1 - metrics["test/selective_coverage"])
+    held = [
+        true in str(names).split("; ")
+        for true, names in zip(table["true"], table["prediction_set"], strict=True)
+    ]
+    assert np.mean(held) == pytest.approx(metrics["test/set_coverage"])
+    note = run.data.tags["mlflow.note.content"]
+    for told in ("calibration", "abstaining", "prediction sets"):
+        assert f"| {told} |" in note
+
+
 def test_the_source_of_a_file_is_held_against_the_score(run):
     split = pd.read_csv(read(run.info.run_id, "data/split.csv"))
     train, test = (split[split["split"] == name] for name in ("train", "test"))
     rule = train.groupby("source")["class_name"].agg(lambda names: names.mode()[0])
     expected = f1_score(test["class_name"], test["source"].map(rule), average="macro")
-    assert run.data.metrics["test/source_floor/f1_macro"] == pytest.approx(expected)
+    metrics = run.data.metrics
+    assert metrics["test/source_floor/majority_f1_macro"] == pytest.approx(expected)
+    assert 0 < metrics["test/source_floor/f1_macro"] <= 1
     assert "source floor" in run.data.tags["mlflow.note.content"]
 
 
@@ -141,6 +166,8 @@ def test_the_source_of_a_file_is_held_against_the_score(run):
         "config.json",
         "model_gate.json",
         "data/problems.csv",
+        "data/audit.html",
+        "data/audit.json",
         "data/augmented_samples.png",
         "data/class_distribution.png",
         "data/near_duplicates.png",
@@ -149,6 +176,9 @@ def test_the_source_of_a_file_is_held_against_the_score(run):
         "test/roc.png",
         "test/precision_recall.png",
         "test/worst_errors.png",
+        "test/reliability.png",
+        "test/risk_coverage.png",
+        "test/prediction_sets.png",
         "training/curves.png",
         "training/draws.png",
         "training/history.csv",
@@ -202,7 +232,8 @@ model = mlflow.pyfunc.load_model("models:/cxr-classifier-demo@champion")
 table = pd.DataFrame({"image": [open(image, "rb").read()], "mask": [open(mask, "rb").read()]})
 row = model.predict(table).iloc[0]
 assert "torch" not in sys.modules
-print(row["label"], round(float(row["confidence"]), 5), sep="|")
+told = [row["label"], round(float(row["confidence"]), 5), row["abstain"], row["prediction_set"]]
+print(*told, sep="|")
 """
 
 
@@ -219,9 +250,11 @@ def test_a_clean_process_elsewhere_loads_the_champion(world, run, demo_dir, tmp_
         env=os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    label, confidence = done.stdout.strip().splitlines()[-1].split("|")
+    label, confidence, abstain, possible = done.stdout.strip().splitlines()[-1].split("|")
     assert label == row["predicted"]
     assert float(confidence) == pytest.approx(row["confidence"], abs=1e-3)
+    assert abstain == str(row["abstain"])
+    assert possible == row["prediction_set"]
 
 
 def test_evaluate_gives_the_scores_of_the_training_run(world, run, demo_dir, cache_dir):

@@ -1,81 +1,175 @@
 """Pictures of the MLflow UI for the docs: a real server on loopback, a real headless Chromium.
 
 python tools/screenshot.py --store sqlite:///mlflow.db --page experiments/1/runs/RUN_ID out.png
+python tools/screenshot.py --store sqlite:///mlflow.db --all docs/images
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 from PIL import Image
+from playwright.sync_api import Browser
 
-CHROMIUM = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--hide-scrollbars",
-]
-QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+from tools.mlflow_server import serve_mlflow
+from tools.mlflow_ui import find_browser, open_browser, visit
 
-
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+SCORE = "test/f1_macro"
+COLUMNS = ("params.`model`", "params.`strategy`", "params.`seed`", f"metrics.`{SCORE}`")
+WIDTH = 1440  # pixels: all columns fit
+FIGURES = ("test_confusion_rates", "test_roc", "test_precision_recall", "training_curves")
 
 
-def wait_for(url: str, seconds: float = 120.0) -> None:
-    """Wait until a server answers."""
-    for _ in range(int(seconds * 2)):
+class Size(click.ParamType[tuple[int, int]]):
+    """Width and height of a window."""
+
+    name = "width,height"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Read "1440,1000"."""
+        if isinstance(value, tuple):
+            return value
         try:
-            urllib.request.urlopen(url, timeout=5)
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
-    raise click.ClickException(f"{url} did not answer within {seconds:.0f} s")
+            width, height = map(int, value.split(","))
+        except ValueError:
+            self.fail(f"{value} is not two numbers like 1440,1000", param, ctx)
+        return width, height
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A page and the text by which it is known to be there."""
+
+    page: str
+    shows: str | None
+    size: tuple[int, int]
+    state: Mapping[str, Mapping[str, Any]] | None = None
+    """Page states of `visit`."""
+
+
+def runs_state(charts: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Return a state of the experiment page: best run first, the columns that matter, charts.
+
+    A metric to sort by makes the UI list the children of a parent run beside it, unfolded.
+    """
+    state: dict[str, Any] = {
+        "selectedColumns": ["attributes.`Models`", *COLUMNS],
+        "orderByKey": f"metrics.`{SCORE}`",
+        "orderByAsc": False,
+    }
+    if charts:
+        section = {"display": True, "deleted": False, "isGenerated": False, "isReordered": True}
+        state["compareRunSections"] = [
+            {**section, "uuid": "scores", "name": "Scores", "columns": 2, "cardHeight": 300},
+            {**section, "uuid": "figures", "name": "Figures", "columns": 1, "cardHeight": 360},
+        ]
+        state["compareRunCharts"] = list(charts)
+        state["isAccordionReordered"] = True
+    return state
+
+
+def charts() -> list[dict[str, Any]]:
+    """Return the charts of a comparison: scores, parallel coordinates, figures side by side."""
+    common = {"deleted": False, "isGenerated": False, "runsCountToCompare": 10}
+    scores = common | {"metricSectionId": "scores"}
+    parallel = {"selectedParams": ["model", "strategy"], "selectedMetrics": [SCORE]}
+    figure = common | {"metricSectionId": "figures", "type": "IMAGE", "step": 0}
+    return [
+        {**scores, "uuid": "bars", "type": "BAR", "metricKey": SCORE, "displayName": SCORE},
+        {**scores, "uuid": "parallel", "type": "PARALLEL", "showAllRuns": False, **parallel},
+        *({**figure, "uuid": key, "imageKeys": [key], "showRunParams": False} for key in FIGURES),
+    ]
+
+
+def shots_of(url: str, experiment: str, model: str) -> dict[str, Shot]:
+    """Choose the pages of the docs from what a store holds.
+
+    Raises
+    ------
+    click.ClickException
+        If the experiment has no finished run with scores, or nobody registered the model.
+    """
+    import mlflow  # takes seconds: not for --help
+
+    client = mlflow.MlflowClient(url)
+    found = client.get_experiment_by_name(experiment)
+    runs = found and client.search_runs(
+        [found.experiment_id],
+        filter_string=f"metrics.`{SCORE}` >= 0 and attributes.status = 'FINISHED'",
+        order_by=[f"metrics.`{SCORE}` DESC"],
+        max_results=1,
+    )
+    if not runs:
+        raise click.ClickException(f"--experiment {experiment}: no finished run has {SCORE}")
+    if not client.search_registered_models(filter_string=f"name = '{model}'"):
+        raise click.ClickException(f"--registered-model {model}: no such model in this store")
+    home = f"experiments/{found.experiment_id}/runs"
+    table = {found.experiment_id: runs_state()}
+    drawn = {found.experiment_id: runs_state(charts())}
+    best = runs[0].info
+    return {
+        "ui_experiment": Shot(home, best.run_name, (WIDTH, 700), table),
+        "ui_compare": Shot(f"{home}?compareRunsMode=CHART", FIGURES[0], (WIDTH, 1100), drawn),
+        "ui_run": Shot(f"{home}/{best.run_id}", "About this run", (WIDTH, 1000)),
+        "ui_model": Shot(f"models/{model}", "@ champion", (WIDTH, 800)),
+    }
+
+
+def take(browser: Browser, url: str, shot: Shot, out: Path) -> None:
+    """Draw one page into a PNG."""
+    with visit(browser, url, size=shot.size, page_states=shot.state) as ui:
+        ui.open(shot.page, shows=shot.shows)
+        ui.page.screenshot(path=out, animations="disabled")
+    with Image.open(out) as picture:
+        picture.convert("RGB").save(out, optimize=True)
+    click.echo(f"{out}: {out.stat().st_size:,} bytes")
 
 
 @click.command()
 @click.option("--store", default="sqlite:///mlflow.db", show_default=True)
-@click.option("--page", required=True, help="What comes after #/ in the UI's address.")
-@click.option("--size", default="1600,1500", show_default=True, help="Window, pixels.")
-@click.option("--wait", default=25, show_default=True, help="Seconds the page gets to draw.")
-@click.option("--keep", default=1195, show_default=True, help="Pixels kept from the left.")
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-def main(store: str, page: str, size: str, wait: int, keep: int, out: Path) -> None:
-    """Draw one page of the MLflow UI into a PNG."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser:
+@click.option("--page", help="What comes after #/ in the UI's address.")
+@click.option("--shows", help="Text to wait for on that page.")
+@click.option("--all", "everything", is_flag=True, help="All pictures of the docs; OUT: a folder.")
+@click.option("--experiment", default="chest-xray", show_default=True, help="For --all.")
+@click.option("--registered-model", default="cxr-classifier", show_default=True, help="For --all.")
+@click.option(
+    "--size", type=Size(), default="1440,1000", show_default=True, help="For --page, pixels."
+)
+@click.argument("out", type=click.Path(path_type=Path))
+def main(
+    store: str,
+    page: str | None,
+    shows: str | None,
+    everything: bool,
+    experiment: str,
+    registered_model: str,
+    size: tuple[int, int],
+    out: Path,
+) -> None:
+    """Draw pages of the MLflow UI into PNG files."""
+    if everything == (page is not None):
+        raise click.UsageError("give either --page or --all")
+    executable = find_browser()
+    if not executable:
         raise click.ClickException("no Chromium here: install it (Debian: apt install chromium)")
-    url = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", url.rsplit(":", 1)[1], "--backend-store-uri", store]
-    server = subprocess.Popen(command, **QUIET, start_new_session=True)
-    try:
-        wait_for(f"{url}/health")
-        with tempfile.TemporaryDirectory() as profile:
-            place = [f"--user-data-dir={profile}", f"--window-size={size}"]
-            draw = [f"--virtual-time-budget={wait * 1000}", f"--screenshot={out.resolve()}"]
-            command = [browser, *CHROMIUM, *place, *draw, f"{url}/#/{page}"]
-            subprocess.run(command, check=True, timeout=300, **QUIET)
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-    with Image.open(out) as picture:  # the assistant's panel takes the right side
-        picture.crop((0, 0, min(keep, picture.width), picture.height)).save(out, optimize=True)
-    click.echo(f"{out}: {out.stat().st_size:,} bytes")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve_mlflow(store, Path(folder)) as url,
+    ):
+        if page is not None:
+            wanted = {out: Shot(page, shows, size)}
+        else:
+            found = shots_of(url, experiment, registered_model)
+            wanted = {out / f"{name}.png": shot for name, shot in found.items()}
+        with open_browser(executable) as browser:
+            for path, shot in wanted.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                take(browser, url, shot, path)
 
 
 if __name__ == "__main__":

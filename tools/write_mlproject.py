@@ -15,14 +15,7 @@ from cxr_mlflow.command_config import (
     ExperimentConfig,
     PredictConfig,
 )
-from cxr_mlflow.config import (
-    DataConfig,
-    ModelConfig,
-    TrackingConfig,
-    TrainConfig,
-    flag,
-    option_type,
-)
+from cxr_mlflow.config import SECTIONS, DataConfig, TrackingConfig, flag, option_type
 
 HEADER = """\
 # Written by tools/write_mlproject.py from cxr_mlflow/config.py: change it there.
@@ -31,7 +24,7 @@ HEADER = """\
 ENTRY_POINTS: dict[str, tuple[str, list[tuple[type[Any], set[str] | None]]]] = {
     "main": (
         "train",
-        [(DataConfig, None), (ModelConfig, None), (TrainConfig, None), (TrackingConfig, None)],
+        [(section, None) for section in SECTIONS.values()],
     ),
     "evaluate": (
         "evaluate",

@@ -1,4 +1,4 @@
-"""`cxr data`: draw, fetch, check, decode and split data sets, without training anything."""
+"""`cxr data`: draw, fetch, check, audit, decode and split data sets, without training anything."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cxr_mlflow.cli.options import CxrGroup, config_options
-from cxr_mlflow.config import DataConfig
+from cxr_mlflow.config import NONE, DataConfig
 from cxr_mlflow.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from cxr_mlflow.data.audit import Audit
     from cxr_mlflow.data.catalog import Catalog
     from cxr_mlflow.data.duplicates import Duplicates
 
@@ -47,7 +48,7 @@ def _config(folder: str | None, options: dict[str, Any]) -> DataConfig:
 
 @click.group(cls=CxrGroup)
 def data() -> None:
-    """Draw, fetch, check, decode and split data sets."""
+    """Draw, fetch, check, audit, decode and split data sets."""
 
 
 @data.command()
@@ -106,6 +107,47 @@ def check(
         _draw_contact_sheet(contact_sheet, catalog, duplicates)
     if catalog.problems["fatal"].any():
         sys.exit(1)
+
+
+@data.command()
+@data_options("mask_mode", "split_seed", "val_fraction", "test_fraction", "split_file")
+@click.option(
+    "--output", type=OutFile, help="Write a report to this .html file, and a .json beside it."
+)
+def audit(folder: str | None, output: Path | None, **options: Any) -> None:
+    """Say what a data set gives away before any network: copies, sources, shortcuts to the class.
+
+    Unusable files are left out. The split is the one that `cxr train` would make, or --split-file.
+    """
+    from cxr_mlflow.data.audit import audit_data
+    from cxr_mlflow.data.prepare import cache_folder, divide, find_duplicates, open_catalog
+    from cxr_mlflow.data.splits import load_split
+
+    if output and output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--output={output}: name a .html file; the .json is written beside it")
+    config = _config(folder, options | {"on_bad_file": "skip"})
+    catalog = open_catalog(config, progress=_on_terminal())
+    duplicates = find_duplicates(catalog, config)
+    if config.split_file == NONE:
+        split = divide(catalog, duplicates, config)
+    else:
+        path = Path(config.split_file).expanduser()
+        split = load_split(path, catalog, duplicates.groups, allow_crossing=True)
+    found = audit_data(
+        *(catalog, duplicates),
+        split=split,
+        cache_dir=cache_folder(config),
+        progress=_on_terminal(),
+    )
+    _print_audit(_console(), catalog, found)
+    if output:
+        from cxr_mlflow.data.audit_report import write_page
+
+        page = write_page(found, catalog, duplicates, split=split)
+        beside = output.with_suffix(".json")
+        _write(output, "--output", lambda: output.write_text(page, encoding="utf-8"))
+        _write(beside, "--output", lambda: beside.write_text(found.to_json(), encoding="utf-8"))
+        click.echo(f"{output}: the report; {beside}: its numbers")
 
 
 @data.command()
@@ -195,6 +237,28 @@ def _most(counts: pd.Series, shown: int = 6) -> str:
     """Name the most frequent values and how often each occurs."""
     parts = [f"{value}: {count}" for value, count in counts.head(shown).items()]
     return ", ".join(parts + [f"{len(counts) - shown} more"] * (len(counts) > shown))
+
+
+def _print_audit(console: Console, catalog: Catalog, audit: Audit) -> None:
+    from cxr_mlflow.data.audit_shortcuts import TITLES
+
+    note = ", SYNTHETIC demo data" if audit.is_demo else ""
+    rows = [
+        [
+            TITLES[s.name],
+            "-" if s.unmeasured else str(s.balanced_accuracy),
+            "-" if s.unmeasured else str(s.f1_macro),
+            "! " + s.strength if s.accused else "not measured" if s.unmeasured else "no",
+            s.verdict,
+        ]
+        for s in audit.shortcuts
+    ]
+    columns = ["seen", "balanced accuracy", "macro F1", "tells the class", "verdict"]
+    _print_table(console, f"{catalog.root}{note}: {audit.num_images} images", columns, rows)
+    lines = audit.summary()
+    if lost := catalog.problems.loc[catalog.problems["fatal"], "path"].nunique():
+        lines.append(f"Files left out as unusable: {lost} (`cxr data check` lists them).")
+    console.print("\n".join(lines), markup=False)
 
 
 def _print_duplicates(console: Console, duplicates: Duplicates) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from cxr_mlflow.cli.options import CxrCommand, config_options
-from cxr_mlflow.config import DataConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
+from cxr_mlflow.config import SECTIONS, RunConfig
 
 
 @click.command(cls=CxrCommand)
-@config_options(DataConfig, ModelConfig, TrainConfig, TrackingConfig)
+@config_options(*SECTIONS.values())
 def train(**options: object) -> None:
     """Train one model under one imbalance strategy, log everything about it, register it."""
     config = RunConfig.from_options(options)

@@ -62,7 +62,7 @@ class RunSummary:
     registered_version: str | None = None  # "cxr-classifier version 3 (challenger)"
     level: float = 0.95
     facts: Mapping[str, str] = field(default_factory=dict)  # further rows of the table of facts
-    controls: Mapping[str, str] = field(default_factory=dict)  # control -> what it found, in words
+    controls: Mapping[str, str] = field(default_factory=dict)  # what was checked -> what was found
 
 
 def write_note(summary: RunSummary) -> str:
@@ -87,7 +87,7 @@ def write_note(summary: RunSummary) -> str:
         "confusion": _confusion_table(summary),
     }
     if summary.controls:
-        tables["controls"] = _two_columns("Controls", summary.controls)
+        tables["controls"] = _two_columns("Controls and calibration", summary.controls)
     return _fit(head, tables)
 
 

@@ -1,8 +1,8 @@
-"""What a score owes to where images come from: the source floor, and scores within one source.
+"""Scores within one source, where telling hospitals apart does not help.
 
-Where each class comes from hospitals of its own, a model can tell classes by telling hospitals. The
-floor is what a predictor scores that sees the source and no pixel; within one source that way is
-closed.
+Where each class comes from hospitals of its own, a model can tell classes by telling hospitals
+(Maguolo and Nanni, A critic evaluation of methods for COVID-19 automatic detection from X-ray
+images, Information Fusion 76, 2021). Among the images of one source that way is closed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from cxr_mlflow.evaluation.metrics import (
     Floats,
     Labels,
     check_predictions,
-    class_slugs,
-    evaluate,
 )
 from cxr_mlflow.names import slug
 
@@ -27,15 +25,6 @@ UNKNOWN = "unknown"
 """Source of an image whose metadata tell none: no source of its own."""
 MIN_IMAGES = 10
 """Fewest images of a class in a source for a score within it."""
-
-
-@dataclass(frozen=True)
-class SourceFloor:
-    """The score of the rule "the class that is most frequent in this source"."""
-
-    f1_macro: float
-    f1: dict[str, float]  # class slug -> F1
-    rule: dict[str, str]  # source -> class that is predicted for it
 
 
 @dataclass(frozen=True)
@@ -47,51 +36,6 @@ class WithinSource:
     num_images: int
     f1_macro: Interval
     roc_auc: Interval
-
-
-def source_floor(
-    train_sources: Sequence[str],
-    train_labels: Labels,
-    test_sources: Sequence[str],
-    test_labels: Labels,
-    classes: Sequence[str],
-) -> SourceFloor | None:
-    """Score a predictor that knows of each image only its source.
-
-    Parameters
-    ----------
-    train_sources, test_sources : sequences of N and M texts
-        Source of each image.
-    train_labels, test_labels : integer arrays of shape (N,) and (M,)
-        Class indices in [0, C). The rule is learnt from the first and scored on the second.
-    classes : sequence of C names
-
-    Returns
-    -------
-    SourceFloor or None
-        None where no training image tells its source: nothing is known then, which is not the same
-        as a low floor. A source that training did not have gets the most frequent class.
-
-    References
-    ----------
-    Maguolo and Nanni, A critic evaluation of methods for COVID-19 automatic detection from X-ray
-    images, Information Fusion 76, 2021 (sources tell the class).
-    """
-    sources, labels = np.asarray(train_sources, dtype=object), np.asarray(train_labels)
-    if not (sources != UNKNOWN).any():
-        return None
-    fallback = int(np.bincount(labels, minlength=len(classes)).argmax())
-    rule = {
-        str(source): int(np.bincount(labels[sources == source], minlength=len(classes)).argmax())
-        for source in dict.fromkeys(sources)
-    }
-    predicted = np.array([rule.get(str(source), fallback) for source in test_sources])
-    scores = evaluate(np.asarray(test_labels), np.eye(len(classes))[predicted], classes)
-    return SourceFloor(
-        scores["f1_macro"],
-        {key: scores[f"f1/{key}"] for key in class_slugs(classes)},
-        {source: classes[label] for source, label in rule.items()},
-    )
 
 
 def within_sources(
@@ -161,18 +105,13 @@ def never_within(labels: Labels, sources: Sequence[str], classes: Sequence[str])
     return [name for label, name in enumerate(classes) if label in known - shared]
 
 
-def control_lines(
-    floor: SourceFloor | None, within: Sequence[WithinSource], alone: Sequence[str]
-) -> dict[str, str]:
-    """Say what the source controls found: name of the control -> words."""
-    if floor is None:
-        return {"source floor": "not measured: the data do not tell their sources"}
-    lines = {"source floor": f"macro F1 {floor.f1_macro:.3f} knowing only the source of a file"}
-    for each in within:
-        lines[f"within {each.source}"] = (
-            f"{' vs '.join(each.classes)}, {each.num_images:,} images: macro F1 "
-            f"{_told(each.f1_macro)}, ROC AUC {_told(each.roc_auc)}"
-        )
+def within_lines(within: Sequence[WithinSource], alone: Sequence[str]) -> dict[str, str]:
+    """Say what was found: name of the control -> words."""
+    lines = {
+        f"within {each.source}": f"{' vs '.join(each.classes)}, {each.num_images:,} images: macro "
+        f"F1 {_told(each.f1_macro)}, ROC AUC {_told(each.roc_auc)}"
+        for each in within
+    }
     if alone:
         verb = "has" if len(alone) == 1 else "have"
         lines["never within a source"] = (
@@ -182,12 +121,9 @@ def control_lines(
     return lines
 
 
-def control_metrics(floor: SourceFloor | None, within: Sequence[WithinSource]) -> dict[str, float]:
-    """Flatten to metric keys: `source_floor/f1_macro`, `within/<source>/f1_macro_low`, ..."""
-    if floor is None:
-        return {}
-    metrics = {"source_floor/f1_macro": floor.f1_macro}
-    metrics |= {f"source_floor/f1/{key}": value for key, value in floor.f1.items()}
+def within_metrics(within: Sequence[WithinSource]) -> dict[str, float]:
+    """Flatten to metric keys: `within/<source>/f1_macro`, `within/<source>/f1_macro_low`, ..."""
+    metrics: dict[str, float] = {}
     for each in within:
         key = slug(each.source)
         for name, score in (("f1_macro", each.f1_macro), ("roc_auc", each.roc_auc)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from cxr_mlflow.controls import audit_study
 from cxr_mlflow.data.prepare import Study, prepare
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.experiment.plan import Cell, Plan
@@ -12,7 +13,7 @@ from cxr_mlflow.models import load_model
 
 
 def prepare_all(plan: Plan) -> Study:
-    """Read the data in every way the cells want them, so that no two cells decode them at once.
+    """Read and audit the data in every way the cells want them, so that no two do it at once.
 
     Raises
     ------
@@ -27,6 +28,7 @@ def prepare_all(plan: Plan) -> Study:
                 f"with mask_mode={data.mask_mode} other images are usable than with "
                 f"{plan.data.mask_mode}: the cells would not be tested on the same images"
             )
+    audit_study(first, plan.data)
     return first
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cxr_mlflow.config import RunConfig
@@ -107,12 +107,7 @@ def tail(log: Path) -> list[str]:
 
 def options_of(config: RunConfig) -> dict[str, object]:
     """Flat option values of a config, as `RunConfig.from_options` takes them."""
-    sections = (config.data, config.model, config.train, config.tracking)
-    return {
-        name: getattr(section, name)
-        for section in sections
-        for name in type(section).__dataclass_fields__
-    }
+    return {name: value for part in asdict(config).values() for name, value in part.items()}
 
 
 def _start(job: Job, folder: Path, jobs: int) -> _Process:

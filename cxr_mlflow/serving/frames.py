@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.names import slug
 from cxr_mlflow.serving.scorer import Scorer
+from cxr_mlflow.serving.scorer_config import SET_SEPARATOR, ScorerConfig
 
 WANTED = (
     "send a DataFrame with a column `image` (bytes of a PNG or JPEG; base64 text in JSON) and, for "
@@ -37,8 +38,10 @@ def predict_table(scorer: Scorer, data: Any) -> pd.DataFrame:
     Returns
     -------
     DataFrame of N rows
-        `label` (class name), `confidence` (its probability), and `p_<slug>` per class; the index
-        of a DataFrame is kept.
+        `label` (class name), `confidence` (its probability), and `p_<slug>` per class, calibrated
+        if the model is; the index of a DataFrame is kept. Where the model has them, then `abstain`
+        (bool: the label is not to be relied on) and `prediction_set` (names of the classes that the
+        image may show, joined by "; ", in the order of the classes; it may be empty).
 
     Raises
     ------
@@ -63,20 +66,29 @@ def predict_table(scorer: Scorer, data: Any) -> pd.DataFrame:
         if missing := [row for row, image in enumerate(images) if image is None]:
             raise InputError(f"row {missing[0]}: `image` is empty; {WANTED}")
         probabilities = scorer.score_bytes([image for image in images if image is not None], masks)
-    return tabulate(probabilities, scorer.config.classes, index)
+    return tabulate(probabilities, scorer.config, index)
 
 
 def tabulate(
-    probabilities: NDArray[np.float32], classes: Sequence[str], index: pd.Index | None = None
+    probabilities: NDArray[np.float32], config: ScorerConfig, index: pd.Index | None = None
 ) -> pd.DataFrame:
     """Table of predictions from probabilities (N, C)."""
     best = probabilities.argmax(axis=1)
+    confidence = probabilities[np.arange(len(best)), best]
     columns: dict[str, Any] = {
-        "label": np.array(classes, dtype=object)[best],
-        "confidence": probabilities[np.arange(len(best)), best],
+        "label": np.array(config.classes, dtype=object)[best],
+        "confidence": confidence,
     }
-    for column, name in enumerate(classes):
+    for column, name in enumerate(config.classes):
         columns[f"p_{slug(name)}"] = probabilities[:, column]
+    wide = np.float64  # thresholds are; in float32 one near 1 would round to 1
+    if config.abstaining:
+        columns["abstain"] = confidence.astype(wide) < config.abstaining.threshold
+    if config.prediction_sets:
+        possible = probabilities.astype(wide) >= np.array(config.prediction_sets.thresholds)
+        columns["prediction_set"] = np.array(
+            [SET_SEPARATOR.join(np.array(config.classes)[row]) for row in possible], dtype=object
+        )
     return pd.DataFrame(columns, index=index)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import re
 import sys
 import tempfile
@@ -23,7 +24,14 @@ from PIL import Image, ImageDraw
 from cxr_mlflow.data.preprocess import needs_mask
 from cxr_mlflow.names import slug
 from cxr_mlflow.serving.frames import WANTED
-from cxr_mlflow.serving.scorer import CONFIG_FILE, MODEL_FILE, Scorer, ScorerConfig, sha256_of
+from cxr_mlflow.serving.scorer import Scorer, sha256_of
+from cxr_mlflow.serving.scorer_config import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    Abstaining,
+    PredictionSets,
+    ScorerConfig,
+)
 
 if TYPE_CHECKING:  # torch is loaded where a network is exported, not to register or serve one
     from torch import nn
@@ -36,12 +44,15 @@ SHIPPED = (
     "data/preprocess.py",
     "serving/__init__.py",
     "serving/scorer.py",
+    "serving/scorer_config.py",
     "serving/frames.py",
 )
 """Modules that a logged model carries: the scorer and all it imports."""
 MODEL_SCRIPT = "serving/pyfunc_model.py"
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 """Packages that the shipped code needs, pinned in the model to the versions it was checked with."""
+PROMISES = ("calibration", "abstaining", "prediction_sets")
+"""Parts of `scorer.json` that readers of the MLmodel file are told as well."""
 
 
 def write_folder(
@@ -53,6 +64,8 @@ def write_folder(
     mask_mode: str,
     trained_on: Mapping[str, str],
     temperature: float = 1.0,
+    abstaining: Abstaining | None = None,
+    prediction_sets: PredictionSets | None = None,
 ) -> Path:
     """Write a model folder: `model.onnx` and `scorer.json`, all that scoring needs.
 
@@ -70,6 +83,10 @@ def write_folder(
         What a reader of a prediction should know: data, synthetic, weights, ...
     temperature : float
         Divides the logits before the softmax.
+    abstaining : Abstaining, optional
+        When the model does not answer; without it, it always does.
+    prediction_sets : PredictionSets, optional
+        Makes the model return sets of classes as well.
 
     Returns
     -------
@@ -80,6 +97,8 @@ def write_folder(
     ------
     RuntimeError
         If the exported network does not compute what the trained one does.
+    InputError
+        If the prediction sets do not fit the classes.
     """
     from cxr_mlflow.serving.export import export_onnx
 
@@ -91,6 +110,8 @@ def write_folder(
         mask_mode=mask_mode,
         model_sha256=sha256_of(folder / MODEL_FILE),
         temperature=temperature,
+        abstaining=abstaining,
+        prediction_sets=prediction_sets,
         trained_on=dict(trained_on),
         versions={name: metadata.version(name) for name in ("torch", *REQUIREMENTS)},
     )
@@ -139,7 +160,7 @@ def log_model(
                 artifacts={"model": str(folder)},
                 code_paths=[str(code)],
                 pip_requirements=requirements(),
-                signature=signature(config.classes),
+                signature=signature(config),
                 input_example=example(config.mask_mode),
                 metadata=describe(config),
             )
@@ -175,20 +196,27 @@ def requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
 
 
-def signature(classes: Sequence[str]) -> ModelSignature:
+def signature(config: ScorerConfig) -> ModelSignature:
     """Columns the model returns. The input has no schema, so that arrays pass; docs/serving.md."""
     columns = [ColSpec(DataType.string, "label"), ColSpec(DataType.float, "confidence")]
-    columns += [ColSpec(DataType.float, f"p_{slug(name)}") for name in classes]
+    columns += [ColSpec(DataType.float, f"p_{slug(name)}") for name in config.classes]
+    if config.abstaining:
+        columns.append(ColSpec(DataType.boolean, "abstain"))
+    if config.prediction_sets:
+        columns.append(ColSpec(DataType.string, "prediction_set"))
     return ModelSignature(outputs=Schema(columns))
 
 
 def describe(config: ScorerConfig) -> dict[str, Any]:
-    """Metadata in the MLmodel file: what to send, and what the model is."""
+    """Metadata in the MLmodel file: what to send, what the model is, and what it promises."""
+    told = json.loads(config.dumps())
+    promises = {name: told[name] for name in PROMISES if name in told}
     return {
         "input": WANTED,
         "classes": list(config.classes),
         "image_size": config.image_size,
         "mask_mode": config.mask_mode,
+        **promises,
         "trained_on": dict(config.trained_on),
     }
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.serving.frames import predict_table
-from cxr_mlflow.serving.scorer import CONFIG_FILE, Scorer
+from cxr_mlflow.serving.scorer import Scorer
+from cxr_mlflow.serving.scorer_config import CONFIG_FILE
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ shipped inside every logged model (see `package`), so they import nothing else o
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,12 +27,8 @@ from cxr_mlflow.data.preprocess import (
     network_input,
 )
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.serving.scorer_config import CONFIG_FILE, MODEL_FILE, ScorerConfig
 
-MODEL_FILE = "model.onnx"
-CONFIG_FILE = "scorer.json"
-FORMAT_VERSION = 1
-PREPROCESSING = "cxr-1"
-"""Name of what `data.preprocess` computes; a change of its results is a new name."""
 BATCH = 16
 """Images in the network at a time. It bounds the memory: a process with ResNet18 at 224 px takes
 0.4 GB in all, with 64 at a time 1 GB."""
@@ -46,58 +40,6 @@ TRAINED_ON = {
 
 Probabilities = NDArray[np.float32]
 Mask = TypeVar("Mask", bytes, Pixels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerConfig:
-    """What `scorer.json` says about the network beside it."""
-
-    classes: tuple[str, ...]
-    image_size: int
-    mask_mode: str
-    model_sha256: str
-    temperature: float = 1.0
-    """Logits are divided by it before the softmax."""
-    trained_on: Mapping[str, str] = field(default_factory=dict)
-    """Facts for whoever reads a prediction: data set, synthetic or not, first weights."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    def dumps(self) -> str:
-        """Text of `scorer.json`."""
-        values = asdict(self)
-        content = {
-            "format_version": FORMAT_VERSION,
-            "preprocessing": PREPROCESSING,
-            "calibration": {"temperature": values.pop("temperature")},
-            **values,
-        }
-        return json.dumps(content, indent=2) + "\n"
-
-    @classmethod
-    def read(cls, path: Path) -> ScorerConfig:
-        """Read `scorer.json`.
-
-        Raises
-        ------
-        InputError
-            If it is not there, damaged, or of another format or preprocessing.
-        """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            told = values.pop("format_version"), values.pop("preprocessing")
-            if told != (FORMAT_VERSION, PREPROCESSING):
-                raise InputError(
-                    f"{path}: format {told[0]} with preprocessing {told[1]!r}; this version reads "
-                    f"format {FORMAT_VERSION} with {PREPROCESSING!r}"
-                )
-            values["temperature"] = float(values.pop("calibration")["temperature"])
-            return cls(**{**values, "classes": tuple(values["classes"])})
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{path}: not there; a model folder holds {MODEL_FILE} and it"
-            ) from error
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged or not a {CONFIG_FILE} ({error})") from error
 
 
 class Scorer:

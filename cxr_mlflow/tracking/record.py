@@ -12,7 +12,7 @@ from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.names import slug
 from cxr_mlflow.tracking.run import Tracker
 
-COMPARED = ("confusion_rates", "roc", "precision_recall")
+COMPARED = ("confusion_rates", "roc", "precision_recall", "reliability")
 """Figures that are logged by key as well, so that the UI shows those of several runs in a row."""
 
 

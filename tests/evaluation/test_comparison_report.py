@@ -317,7 +317,9 @@ def test_names_cannot_act_in_html():
 
 
 def test_names_cannot_act_in_a_terminal():
-    assert "[red]d[/red]" in printed(evil())
+    text = printed(evil())
+    assert re.search(r"^ *\[red\]d\[/red\] \$x\$ {{ 7 \* 7 }} +3 ", text, flags=re.MULTILINE)
+    assert f"{EVIL[0]} ~ {EVIL[2]}: said" in text
 
 
 # one page

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +13,11 @@ import pytest
 from PIL import Image
 
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.serving.files import ImageFile, predict_files
 from cxr_mlflow.serving.frames import predict_table
+from cxr_mlflow.serving.predictor import open_predictor
 from cxr_mlflow.serving.scorer import Scorer
+from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, ScorerConfig
 
 
 def png(grey: int) -> bytes:
@@ -40,6 +45,59 @@ def test_table_of_labels(scorer):
         found["confidence"], [found["p_dark_film"]["a"], found["p_normal"]["b"]]
     )
     assert (found["confidence"] > 0.99).all()
+
+
+def promising(folder, threshold=0.9):
+    """Make a model folder abstain below a confidence, and return sets; T = 2."""
+    path = folder / "scorer.json"
+    config = replace(
+        ScorerConfig.read(path),
+        temperature=2.0,
+        abstaining=Abstaining(threshold=threshold, risk=0.05, delta=0.05),
+        prediction_sets=PredictionSets(thresholds=(0.3, 0.6), coverage=0.9, per_class=True),
+    )
+    path.write_text(config.dumps())
+    return folder
+
+
+GREYS = (20, 100, 124, 130, 230)  # p of Normal with T = 2: 0.03, 0.30, 0.47, 0.54, 0.96
+
+
+def test_a_model_that_may_abstain_says_when_and_what_else_it_may_be(brightness_model, tmp_path):
+    folder = promising(brightness_model("none"))
+    found = predict_table(Scorer.load(folder), pd.DataFrame({"image": [png(g) for g in GREYS]}))
+    assert list(found.columns) == [
+        "label", "confidence", "p_dark_film", "p_normal", "abstain", "prediction_set",
+    ]  # fmt: skip
+    expected = [1 / (1 + math.exp(-(16 * grey / 255 - 8) / 2)) for grey in GREYS]
+    np.testing.assert_allclose(found["p_normal"], expected, atol=1e-5)  # the calibrated one
+    assert found["abstain"].dtype == bool
+    assert found["abstain"].tolist() == [False, True, True, True, False]
+    assert found["prediction_set"].tolist() == ["Dark Film"] * 4 + ["Normal"]
+    empty = predict_table(Scorer.load(folder), pd.DataFrame({"image": []}))
+    assert list(empty.columns) == list(found.columns)
+
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no film")
+    good = tmp_path / "good.png"
+    good.write_bytes(png(124))
+    files = [ImageFile(path, path.name, None) for path in (damaged, good)]
+    told = predict_files(open_predictor(str(folder)), files)
+    assert told["abstain"].isna().tolist() == [True, False]
+    assert told["prediction_set"].tolist()[1] == "Dark Film"
+
+
+def test_sets_may_hold_several_classes_or_none_and_a_model_may_never_answer(brightness_model):
+    scorer = Scorer.load(promising(brightness_model("none"), threshold=math.inf))
+    films = pd.DataFrame({"image": [png(g) for g in GREYS]})
+    assert predict_table(scorer, films)["abstain"].all()
+    for thresholds, expected in (
+        ((0.0, 0.5), ["Dark Film"] * 3 + ["Dark Film; Normal"] * 2),
+        ((0.8, 0.8), ["Dark Film", "", "", "", "Normal"]),
+    ):
+        sets = PredictionSets(thresholds=thresholds, coverage=0.9, per_class=True)
+        scorer.config = replace(scorer.config, prediction_sets=sets)
+        assert predict_table(scorer, films)["prediction_set"].tolist() == expected
 
 
 def test_base64_text_equals_bytes(masked):

@@ -6,15 +6,11 @@ import base64
 import io
 import json
 import math
-import os
 import re
-import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -27,6 +23,8 @@ from PIL import Image
 from cxr_mlflow.serving import package
 from cxr_mlflow.serving.gate import check_model_loads
 from cxr_mlflow.serving.predictor import open_predictor
+from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, ScorerConfig
+from tools.mlflow_server import free_port, running
 
 pytestmark = pytest.mark.slow
 GREYS = (20, 100, 120, 140, 230)
@@ -138,6 +136,35 @@ def test_gate_passes_a_good_model(logged, tmp_path, monkeypatch):
     assert report.tags()["gate"] == "passed"
 
 
+def test_a_model_that_promises_something_is_logged_with_it_and_passes_the_gate(
+    run_id, brightness_model
+):
+    path = brightness_model() / "scorer.json"
+    config = replace(
+        ScorerConfig.read(path),
+        temperature=2.0,
+        abstaining=Abstaining(threshold=0.9, risk=0.05, delta=0.05),
+        prediction_sets=PredictionSets(thresholds=(0.4, 0.0), coverage=0.9, per_class=True),
+    )
+    path.write_text(config.dumps())
+    uri = package.log_model(path.parent, run_id=run_id)
+    model = mlflow.pyfunc.load_model(uri)
+    table = model.predict(pd.DataFrame({"image": FILMS}))
+    assert table["abstain"].tolist() == [False, True, True, True, False]
+    assert table["prediction_set"].tolist() == ["Dark Film; Normal"] * 4 + ["Normal"]
+    schema = model.metadata.get_output_schema()
+    assert schema.input_names() == list(table.columns)
+    told = model.metadata.metadata
+    assert told["calibration"] == {"temperature": 2.0}
+    assert told["abstaining"] == {"threshold": 0.9, "risk": 0.05, "delta": 0.05}
+    assert told["prediction_sets"]["coverage"] == 0.9
+
+    calibrated = 1 / (1 + np.exp((16 * np.array(GREYS) / 255 - 8) / 2))
+    expected = np.column_stack([calibrated, 1 - calibrated])
+    assert check_model_loads(uri, FILMS, None, expected).ok
+    assert not check_model_loads(uri, FILMS, None, EXPECTED).ok  # the raw ones are not it
+
+
 def test_gate_stops_another_network(logged):
     report = check_model_loads(logged, FILMS, WHITE, EXPECTED + 1e-3)
     assert not report.ok
@@ -188,12 +215,6 @@ def test_gate_stops_a_pickle(run_id):
     assert "pickle" in report.reasons[0].lower()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def post(port: int, content: object) -> tuple[int, dict]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/invocations",
@@ -215,31 +236,8 @@ def server(logged: str, tmp_path: Path):
     elsewhere.mkdir()
     command = [sys.executable, "-P", "-m", "mlflow", "models", "serve", "-m", logged]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    bin_folder = str(Path(sys.executable).parent)  # `serve` starts uvicorn by its name
-    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=elsewhere, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                    break
-                except OSError:
-                    told = (tmp_path / "server.log").read_text()
-                    assert process.poll() is None, f"the server ended: {told}"
-                    assert time.monotonic() < deadline, f"no answer from the server: {told}"
-                    time.sleep(0.3)
-            yield port
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(20)
+    with running(command, f"http://127.0.0.1:{port}/ping", elsewhere / "server.log"):
+        yield port
 
 
 def test_http_requests(server):

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.serving.scorer import BATCH, Scorer, softmax
+from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, ScorerConfig
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -155,6 +157,33 @@ def test_a_folder_of_another_format_is_refused(brightness_model, change, told):
     with pytest.raises(InputError, match=told) as caught:
         Scorer.load(path.parent)
     assert "scorer.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("threshold", [0.8123456789012345, math.inf])
+def test_what_is_promised_is_kept_in_the_folder(brightness_model, threshold):
+    path = brightness_model() / "scorer.json"
+    plain = ScorerConfig.read(path)
+    assert (plain.abstaining, plain.prediction_sets) == (None, None)  # an older folder
+    assert "abstaining" not in plain.dumps()  # an older version can read it
+    promising = replace(
+        plain,
+        temperature=1.7,
+        abstaining=Abstaining(threshold=threshold, risk=0.05, delta=0.1),
+        prediction_sets=PredictionSets(thresholds=(0.0, 0.25), coverage=0.9, per_class=True),
+    )
+    path.write_text(promising.dumps())
+    assert "Infinity" not in path.read_text()
+    assert ScorerConfig.read(path) == promising
+
+
+def test_prediction_sets_that_do_not_fit_the_classes_are_refused(brightness_model):
+    plain = ScorerConfig.read(brightness_model() / "scorer.json")
+    sets = PredictionSets(thresholds=(0.1, 0.2, 0.3), coverage=0.9, per_class=True)
+    with pytest.raises(InputError, match="3 thresholds of prediction sets for 2 classes"):
+        replace(plain, prediction_sets=sets)
+    two = replace(sets, thresholds=(0.1, 0.2))
+    with pytest.raises(InputError, match="'a; b' holds '; '"):
+        replace(plain, classes=("a; b", "c"), prediction_sets=two)
 
 
 def test_a_missing_file_is_named(brightness_model, tmp_path):

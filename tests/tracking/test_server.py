@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -17,6 +10,7 @@ import pytest
 from cxr_mlflow.config import RunConfig
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.tracking.run import Tracker, open_run, use_tracking_uri
+from tools.mlflow_server import free_port, serve_mlflow
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,37 +24,8 @@ def server(tmp_path_factory, empty_store):
     """Address of a real server on loopback, with its own store."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--artifacts-destination", str(folder / "artifacts")],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env=environment | {"PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            start_new_session=True,
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 180
-            while True:
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=5).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, (folder / "log").read_text()
-                    assert time.monotonic() < deadline, (folder / "log").read_text()
-                    time.sleep(0.3)
-            yield url
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+    with serve_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder) as url:
+        yield url
 
 
 @pytest.fixture
@@ -131,9 +96,7 @@ def test_the_status_tells_how_it_ended(on_server, error, status):
 
 
 def test_a_server_that_is_not_there_is_named(monkeypatch, tracking):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        dead = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    dead = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dead)
     with pytest.raises(InputError, match=f"MLFLOW_TRACKING_URI={dead}"):
         use_tracking_uri()

@@ -1,0 +1,60 @@
+"""Bootstrap intervals of means over images, all of them from the same resamples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_mlflow.evaluation.intervals import Array, Interval, _interval, draw_weights
+
+Flags = NDArray[np.bool_]
+Ratios = dict[str, tuple[NDArray[np.generic], NDArray[np.generic]]]
+"""Key -> what is summed (N,), and what its sum is divided by (N,): ones for a mean over all images,
+1 and 0 for a mean over some."""
+
+
+def ratio_intervals(
+    ratios: Ratios,
+    members: NDArray[np.int64],
+    *,
+    samples: int,
+    seed: int,
+    level: float,
+) -> dict[str, Interval]:
+    """Percentile bootstrap intervals of ratios of sums; groups are drawn whole.
+
+    Parameters
+    ----------
+    ratios : mapping of str to (numerator, denominator)
+        Two float arrays of shape (N,) each.
+    members : integer array of shape (N,)
+        Group of each image, in [0, G).
+    samples, seed, level
+        As in `intervals.bootstrap_intervals`.
+
+    Returns
+    -------
+    dict of str to Interval
+        nan where the denominator sums to 0; resamples where it does are left out.
+    """
+    num_groups = int(members.max()) + 1
+    parts = np.array([(over, under) for over, under in ratios.values()], float)  # (K, 2, N)
+    cells = np.zeros((num_groups, *parts.shape[:2]))
+    np.add.at(cells, members, parts.transpose(2, 0, 1))
+
+    def measure(weights: Array) -> Array:  # (B, G) -> (B, K)
+        sums = np.tensordot(weights, cells, axes=1)
+        over, under = sums[..., 0], sums[..., 1]
+        return np.divide(over, under, out=np.full(over.shape, np.nan), where=under > 0)
+
+    values = measure(np.ones((1, num_groups)))[0]
+    drawn = np.concatenate([measure(w) for w in draw_weights(num_groups, samples, seed)])
+    return {key: _interval(float(values[k]), drawn[:, k], level) for k, key in enumerate(ratios)}
+
+
+def by_class(y_true: NDArray[np.int64], slugs: Sequence[str]) -> list[tuple[str, Flags]]:
+    """End of a key, and which images it is about: all, and those of each true class."""
+    each = [(f"/{key}", y_true == c) for c, key in enumerate(slugs)]
+    return [("", np.ones(len(y_true), bool)), *each]

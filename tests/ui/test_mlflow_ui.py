@@ -1,0 +1,283 @@
+"""What a user sees of real runs in the real MLflow UI: it is there, and it is readable."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+from PIL import Image
+
+from cxr_mlflow.config import RunConfig
+from tools.mlflow_server import serve_mlflow
+from tools.mlflow_ui import MlflowUi, find_browser, open_browser, visit
+from tools.screenshot import FIGURES
+
+CHROMIUM = find_browser()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+SMALL = {
+    "model": "cnn",
+    "epochs": 2,
+    "image_size": 48,
+    "batch_size": 16,
+    "lr": 0.003,
+    "bootstrap_samples": 100,
+    "device": "cpu",
+}
+STRATEGIES = ("none", "oversample")
+MODEL = "cxr-classifier-demo"
+PARENT_NAME = "two strategies"
+BY_SCORE = "orderByKey=metrics.`test/f1_macro`&orderByAsc=false"
+
+
+@dataclass(frozen=True)
+class World:
+    """A store with a parent run and a run of each strategy under it."""
+
+    uri: str
+    folder: Path
+    parent: Run
+    runs: dict[str, Run]
+
+    @property
+    def home(self) -> str:
+        """Path of the table of runs in the UI."""
+        return f"experiments/{self.parent.info.experiment_id}/runs"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, demo_dir, cache_dir, empty_store):
+    from cxr_mlflow.pipeline import run_experiment
+
+    folder = tmp_path_factory.mktemp("ui")
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    before, os.environ["MLFLOW_TRACKING_URI"] = Path.cwd(), uri
+    os.chdir(folder)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    told = {**SMALL, "data_dir": str(demo_dir), "cache_dir": str(cache_dir)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            done = {
+                strategy: run_experiment(RunConfig.from_options({**told, "strategy": strategy}))
+                for strategy in STRATEGIES
+            }
+        client = mlflow.MlflowClient()
+        home = client.get_run(done["none"].run_id).info.experiment_id
+        note = "**Not controlled.** Two strategies, one seed."
+        tags = {"kind": "experiment", "mlflow.note.content": note}
+        parent = client.create_run(home, run_name=PARENT_NAME, tags=tags)
+        client.set_terminated(parent.info.run_id)
+        for outcome in done.values():
+            client.set_tag(outcome.run_id, "mlflow.parentRunId", parent.info.run_id)
+        runs = {strategy: client.get_run(outcome.run_id) for strategy, outcome in done.items()}
+        yield World(uri, folder, parent, runs)
+    finally:
+        os.chdir(before)
+        del os.environ["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture(scope="module")
+def server(world):
+    with serve_mlflow(world.uri, world.folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser(CHROMIUM) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ui(browser, server):
+    """A new visitor; the UI must do without anything from outside this machine."""
+    with visit(browser, server) as visitor:
+        yield visitor
+        assert visitor.strangers == []
+
+
+def as_shown(value: float) -> str:
+    """A number as the UI's tables write it: at most 15 digits or so, no zeros at the end."""
+    return str(value)[:5]
+
+
+def row_of(ui: MlflowUi, name: str) -> str:
+    """All text of a row of the page's table that has a cell with this text."""
+    row = ui.page.get_by_role("row").filter(has=ui.page.get_by_text(name, exact=True))
+    return row.first.inner_text()
+
+
+def test_a_parent_run_unfolds_to_its_children(ui, world):
+    ui.open(world.home, shows=PARENT_NAME)
+    names = [run.info.run_name for run in world.runs.values()]
+    assert not any(ui.text(name).is_visible() for name in names)
+    cell = ui.page.get_by_role("gridcell").filter(has_text=PARENT_NAME)
+    cell.get_by_role("button").first.click()
+    for name in names:
+        ui.text(name).wait_for()
+
+
+def test_a_parent_run_names_its_children(ui, world):
+    ui.open(f"{world.home}/{world.parent.info.run_id}", shows="Child runs")
+    ui.text("Not controlled.").wait_for()
+    for run in world.runs.values():
+        link = ui.page.get_by_role("link", name=run.info.run_name, exact=True)
+        assert link.get_attribute("href") == f"#/{world.home}/{run.info.run_id}"
+
+
+def test_runs_have_their_scores_and_choices_as_columns(ui, world):
+    ui.open(f"{world.home}?{BY_SCORE}", shows=world.runs["none"].info.run_name)
+    ui.toggle_columns(["Dataset", "Source", "test/f1_macro", "model", "strategy", "seed"])
+    for header in ("test/f1_macro", "model", "strategy", "seed"):
+        ui.text(header).wait_for()
+    cells = ui.page.get_by_role("gridcell").all_inner_texts()
+    for strategy, run in world.runs.items():
+        assert run.info.run_name in cells
+        assert strategy in cells
+        score = as_shown(run.data.metrics["test/f1_macro"])
+        assert any(cell.startswith(score) for cell in cells)
+
+
+def test_runs_are_grouped_by_strategy(ui, world):
+    ui.open(f"{world.home}?{BY_SCORE}", shows=world.runs["none"].info.run_name)
+    ui.toggle_columns(["Dataset", "Source", "test/f1_macro"])
+    ui.group_by("strategy")
+    for strategy in STRATEGIES:
+        ui.text(f"Group: {strategy}").wait_for()
+    cells = " ".join(ui.page.get_by_role("gridcell").all_inner_texts())
+    for run in world.runs.values():
+        assert f"{as_shown(run.data.metrics['test/f1_macro'])}" in cells
+    assert "(average)" in cells
+
+
+def test_two_runs_compare(ui, world):
+    ids = ", ".join(f'"{run.info.run_id}"' for run in world.runs.values())
+    home = world.parent.info.experiment_id
+    ui.open(
+        f'compare-runs?runs=[{ids}]&experiments=["{home}"]',
+        shows="Comparing 2 Runs from 1 Experiment",
+    )
+    plot = ui.page.locator(".js-plotly-plot").first
+    plot.get_by_text("strategy", exact=True).first.wait_for()
+    for strategy in STRATEGIES:
+        plot.get_by_text(strategy, exact=True).first.wait_for()
+    assert all(strategy in row_of(ui, "strategy") for strategy in STRATEGIES)
+    row = row_of(ui, "test/f1_macro")
+    assert all(as_shown(run.data.metrics["test/f1_macro"]) in row for run in world.runs.values())
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_figures_of_two_runs_stand_side_by_side(ui, world, figure):
+    ui.open(
+        f"{world.home}?{BY_SCORE}&compareRunsMode=CHART",
+        shows=world.runs["none"].info.run_name,
+    )
+    ui.find_charts(figure)
+    ui.text(figure).wait_for()
+    for run in world.runs.values():
+        picture = ui.pictures(figure).and_(ui.pictures(run.info.run_id))
+        picture.first.wait_for(state="attached")
+    ui.settle()
+    assert ui.pictures(figure).count() == len(world.runs)
+
+
+def test_a_run_page_begins_with_the_score_and_what_to_doubt(ui, world):
+    run = world.runs["oversample"]
+    ui.open(f"{world.home}/{run.info.run_id}", shows="About this run")
+    note = ui.page.get_by_text("Test macro F1").locator("visible=true").first
+    told = note.locator("xpath=ancestor-or-self::p[1]").inner_text()
+    assert told.startswith(f"Test macro F1 {run.data.metrics['test/f1_macro']:.3f} (95% interval")
+    assert told.endswith("Synthetic data; Not controlled.")
+    body = ui.page.inner_text("body")
+    assert body.index("Test macro F1") < body.index("Metrics (") < body.index("Parameters (")
+    assert "Viral Pneumonia" in body  # the table of the note: it was rendered, not cut off
+
+
+def test_a_run_page_has_metrics_and_parameters(ui, world):
+    run = world.runs["oversample"]
+    ui.open(f"{world.home}/{run.info.run_id}", shows="About this run")
+    ui.page.get_by_placeholder("Search metrics").fill("test/f1_macro")
+    ui.text("test/f1_macro").wait_for()
+    score = run.data.metrics["test/f1_macro"]
+    assert as_shown(score) in row_of(ui, "test/f1_macro")
+    ui.page.get_by_placeholder("Search parameters").fill("strategy")
+    assert "oversample" in row_of(ui, "strategy")
+
+
+def test_a_run_page_draws_metrics_and_pictures(ui, world):
+    run = world.runs["oversample"]
+    ui.open(f"{world.home}/{run.info.run_id}/model-metrics", shows="Auto-refresh")
+    ui.find_charts("val/f1_macro")
+    ui.page.locator(".js-plotly-plot").first.wait_for()
+    ui.find_charts("training_curves")
+    ui.pictures("training_curves").first.wait_for(state="attached")
+    ui.settle()
+
+
+def test_a_picture_is_seen_among_the_artifacts(ui, world):
+    run = world.runs["none"]
+    ui.open(f"{world.home}/{run.info.run_id}/artifacts", shows="README.md")
+    for folder in ("data", "test", "training", "weights"):
+        ui.text(folder).wait_for()
+    ui.text("test").click()
+    ui.text("confusion_rates.png").click()
+    ui.text("test/confusion_rates.png").wait_for()
+    ui.page.wait_for_function("() => [...document.images].some(i => i.naturalWidth > 500)")
+
+
+def test_the_registered_model_has_a_champion(ui, world):
+    ui.open(f"models/{MODEL}", shows="Version 1")
+    ui.text("@ champion").wait_for()
+    row = row_of(ui, "Version 1")
+    assert "@ champion" in row
+    assert "synthetic\n: true" in row
+
+
+def test_a_version_says_how_good_it_is_and_where_it_is_from(ui, world):
+    ui.open(f"models/{MODEL}/versions/1", shows="Description")
+    ui.text("@ champion").wait_for()
+    ui.text(world.runs["none"].info.run_name).wait_for()
+    body = ui.page.inner_text("body")
+    score = world.runs["none"].data.metrics["test/f1_macro"]
+    assert f"Test macro F1 {score:.3f}" in body
+    assert "Synthetic data; Not controlled." in body
+    assert "A research tool, not for diagnosis." in body
+
+
+def test_all_pictures_of_the_docs_are_drawn_from_a_store(world, tmp_path, repo):
+    command = [sys.executable, str(repo / "tools" / "screenshot.py"), "--store", world.uri]
+    command += ["--all", "--registered-model", MODEL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=repo)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = {"ui_experiment.png", "ui_compare.png", "ui_run.png", "ui_model.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            assert picture.width == 1440
+            assert len(set(picture.resize((200, 100)).getdata())) > 50, f"{path.name} is empty"
+
+
+def test_a_store_without_scores_is_named(world, empty_store, repo, tmp_path):
+    command = [sys.executable, str(repo / "tools" / "screenshot.py"), "--all", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--store", world.uri, "--experiment", "nobody"],
+        capture_output=True,
+        text=True,
+        cwd=repo,
+    )
+    assert done.returncode == 1
+    assert "--experiment nobody: no finished run has test/f1_macro" in done.stderr
