@@ -30,7 +30,7 @@ from cxr_mlflow.tracking.parents import KIND, find_parent, get_run
 from cxr_mlflow.tracking.record import record_comparison
 from cxr_mlflow.tracking.registry import use_registry
 from cxr_mlflow.tracking.run import Tracker
-from cxr_mlflow.tracking.tested import shared_params, tested_runs
+from cxr_mlflow.tracking.tested import RUN_ID, shared_params, tested_runs
 
 SHOWN_PARAMS = {
     "data_digest": "data digest",
@@ -166,7 +166,9 @@ def compare_runs(
     """
     use_registry()
     ids = [parent_of(word, experiment) or word for word in what]
-    title = f"Comparison of {', '.join(what)}" if len(what) < 3 else f"{len(what)} runs compared"
+    title = f"{len(what)} runs compared"
+    if len(what) == 1:
+        title = str(get_run(ids[0]).info.run_name) if RUN_ID.fullmatch(ids[0]) else what[0]
     return describe(tested_runs(ids), title=title, baseline=baseline, samples=samples)
 
 

@@ -17,10 +17,10 @@ from cxr_mlflow.evaluation.intervals import (
     CHUNK,
     Array,
     Interval,
-    _interval,
-    _members,
     check_draw,
     draw_weights,
+    group_members,
+    percentile_interval,
 )
 from cxr_mlflow.evaluation.metrics import (
     Floats,
@@ -175,7 +175,7 @@ def calibration_scores(
     """
     slugs = class_slugs(classes)
     y_true, probabilities = check_predictions(y_true, probabilities, len(classes))
-    members = _members(groups, len(y_true))
+    members = group_members(groups, len(y_true))
     check_draw(samples, level)
     error = (probabilities - np.eye(len(classes))[y_true]) ** 2
     tiny = np.finfo(np.float64).eps
@@ -230,8 +230,11 @@ def _calibration_errors(
         ) / len(y_true)
     found: dict[str, Interval] = {}
     for k, tail in enumerate(["", *(f"/{key}" for key in slugs)]):
-        value, percentile = float(values[k]), _interval(float(values[k]), resampled[:, k], level)
-        floor = _interval(float(chance[:, k].mean()), chance[:, k], level)
+        value, percentile = (
+            float(values[k]),
+            percentile_interval(float(values[k]), resampled[:, k], level),
+        )
+        floor = percentile_interval(float(chance[:, k].mean()), chance[:, k], level)
         low = 0.0 if value <= floor.high else 2 * value - percentile.high
         high = 2 * value - percentile.low
         found[f"ece{tail}"] = Interval(value, min(max(low, 0.0), value), min(max(high, value), 1.0))

@@ -28,7 +28,7 @@ from cxr_mlflow.evaluation.figure import (
     text_color,
     wrap_name,
 )
-from cxr_mlflow.evaluation.intervals import Interval, _members
+from cxr_mlflow.evaluation.intervals import Interval, group_members
 from cxr_mlflow.evaluation.metrics import Floats, Labels, check_predictions, class_slugs
 from cxr_mlflow.evaluation.ratios import Flags
 from cxr_mlflow.evaluation.selective import Threshold, risk_coverage
@@ -74,7 +74,7 @@ def plot_reliability(
     class_slugs(classes)
     y_true, raw = check_predictions(y_true, raw, len(classes))
     _, calibrated = check_predictions(y_true, calibrated, len(classes))
-    members = _members(groups, len(y_true))
+    members = group_members(groups, len(y_true))
     lines = -(-(len(classes) + 2) // COLUMNS)
     figure = new_figure(3.7 * COLUMNS, 4.2 * lines + 1.1, title, subtitle)
     panels = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
@@ -146,7 +146,7 @@ def plot_risk_coverage(
     *,
     threshold: Threshold | None = None,
     scores: Mapping[str, Interval] | None = None,
-    title: str = "Risk and coverage: errors among the answers, if the least sure are left out",
+    title: str = "Risk and coverage, if the least sure images are left out",
     subtitle: str = "",
 ) -> Figure:
     """Draw the share of errors among the answers over the share of images answered.
@@ -226,7 +226,7 @@ def plot_sets(
     kept = [np.ones(len(y_true), bool), *(y_true == c for c in range(len(classes)))]
     figure = new_figure(11.5, 2.6 + 0.75 * len(tails), title, subtitle)
     left, right = figure.subplots(1, 2, sharey=True)
-    left.axvline(coverage, color=INK, linewidth=1.2, linestyle="--", label=f"stated {coverage:g}")
+    left.axvline(coverage, color=INK, linewidth=1.2, linestyle="--")
     for place, (tail, color) in enumerate(
         zip(tails, [INK, *class_colors(len(classes))], strict=True)
     ):
@@ -236,8 +236,7 @@ def plot_sets(
         ends = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
         left.errorbar([found.value], [place], xerr=ends, color=color, marker="o", capsize=3,
                       linewidth=1.8)  # fmt: skip
-    left.legend(loc="lower left", fontsize=TEXT - 1, framealpha=0.95)
-    style_axes(left, "Share of sets with the true class", grid="x")
+    style_axes(left, f"Share of sets with the true class (dashed: stated {coverage:g})", grid="x")
     shades = matplotlib.colormaps["Blues"](np.linspace(0.15, 0.9, len(classes) + 1))
     begun = np.zeros(len(tails))
     for count, shade in enumerate(map(matplotlib.colors.to_hex, shades)):

@@ -21,7 +21,7 @@ from cxr_mlflow.evaluation.comparison_words import (
     write_sections,
     write_warnings,
 )
-from cxr_mlflow.evaluation.note import _escape
+from cxr_mlflow.evaluation.note import escape_markdown
 
 __all__ = ["Missing", "print_comparison", "to_html", "to_markdown"]
 
@@ -53,17 +53,17 @@ def to_markdown(
         Names of rows and classes cannot act as Markdown or HTML in it.
     """
     parts = [
-        f"# {_escape(title)}",
-        "\n>\n".join(f"> **! {_escape(warning)}**" for warning in write_warnings(c)),
+        f"# {escape_markdown(title)}",
+        "\n>\n".join(f"> **! {escape_markdown(warning)}**" for warning in write_warnings(c)),
         _markdown_table(Sheet(("what", "value"), list(about.items()), words=2)) if about else "",
-        f"**{_escape(c.headline())}**",
+        f"**{escape_markdown(c.headline())}**",
     ]
     for section in write_sections(c, missing):
         if section.sheet or section.sentences:
-            parts.append(f"## {_escape(section.title)}")
+            parts.append(f"## {escape_markdown(section.title)}")
         if section.sheet:
             parts.append(_markdown_table(section.sheet))
-        parts.append("\n".join(f"- {_escape(sentence)}" for sentence in section.sentences))
+        parts.append("\n".join(f"- {escape_markdown(sentence)}" for sentence in section.sentences))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -151,7 +151,7 @@ def print_comparison(
 
 
 def _markdown_table(sheet: Sheet) -> str:
-    lines = [list(map(_escape, cells)) for cells in (sheet.head, *sheet.lines)]
+    lines = [list(map(escape_markdown, cells)) for cells in (sheet.head, *sheet.lines)]
     for place in sheet.strong:
         cells = lines[place + 1]
         cells[: sheet.words] = [f"**{cell}**" for cell in cells[: sheet.words]]

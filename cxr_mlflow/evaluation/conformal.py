@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.evaluation.intervals import Array, Interval, _members, check_draw
+from cxr_mlflow.evaluation.intervals import Array, Interval, check_draw, group_members
 from cxr_mlflow.evaluation.metrics import (
     Floats,
     Labels,
@@ -74,7 +74,7 @@ def conformal_thresholds(
         raise InputError(f"coverage={coverage} must lie between 0 and 1; 0.9, not 90")
     num_classes = np.shape(probabilities)[-1]
     y_true, probabilities = check_predictions(y_true, probabilities, num_classes)
-    members = _members(groups, len(y_true))
+    members = group_members(groups, len(y_true))
     of_truth = probabilities[np.arange(len(y_true)), y_true]
 
     def limit(kept: Flags) -> float:
@@ -131,7 +131,7 @@ def set_scores(
     y_true = check_labels(y_true, len(classes))
     if sets.shape != (wanted := (len(y_true), len(classes))):
         raise ValueError(f"sets must have shape {wanted}, got {sets.shape}")
-    members = _members(groups, len(y_true))
+    members = group_members(groups, len(y_true))
     check_draw(samples, level)
     held, size = sets[np.arange(len(y_true)), y_true], sets.sum(axis=1)
     told = {"coverage": held, "size": size, "empty": size == 0, "single": size == 1}

@@ -92,7 +92,7 @@ def bootstrap_intervals(
     """
     slugs = class_slugs(classes)
     y_true, probabilities = check_predictions(y_true, probabilities, len(classes))
-    members = _members(groups, len(y_true))
+    members = group_members(groups, len(y_true))
     check_draw(samples, level)
     cells = count_cells(y_true, probabilities.argmax(axis=1), members, len(classes))
 
@@ -106,7 +106,9 @@ def bootstrap_intervals(
     values = measure(np.ones((1, num_groups)))
     parts = [measure(weights) for weights in draw_weights(num_groups, samples, seed)]
     return {
-        key: _interval(float(value[0]), np.concatenate([part[key] for part in parts]), level)
+        key: percentile_interval(
+            float(value[0]), np.concatenate([part[key] for part in parts]), level
+        )
         for key, value in values.items()
     }
 
@@ -149,7 +151,7 @@ def paired_difference(
     """
     y_true = check_labels(y_true, num_classes)
     predictions = {"pred_a": pred_a, "pred_b": pred_b}
-    members = _members(groups, len(y_true))
+    members = group_members(groups, len(y_true))
     check_draw(samples, level)
     cells = []
     for name, pred in predictions.items():
@@ -165,7 +167,7 @@ def paired_difference(
     num_groups = len(cells[0])
     value = measure(np.ones((1, num_groups)))
     resampled = np.concatenate([measure(w) for w in draw_weights(num_groups, samples, seed)])
-    return _interval(float(value[0]), resampled, level)
+    return percentile_interval(float(value[0]), resampled, level)
 
 
 def check_draw(samples: int, level: float) -> None:
@@ -182,7 +184,7 @@ def check_draw(samples: int, level: float) -> None:
         raise InputError(f"level={level} must lie between 0 and 1; 0.95, not 95")
 
 
-def _members(groups: Labels | None, num_images: int) -> NDArray[np.int64]:
+def group_members(groups: Labels | None, num_images: int) -> NDArray[np.int64]:
     """Group of each image, int64 (N,), renumbered 0..G-1; each image its own by default."""
     if groups is None:
         return np.arange(num_images)
@@ -286,7 +288,8 @@ def _roc_auc(positive: NDArray[np.bool_], scores: Array, weights: Array) -> Arra
     return _ratio(np.einsum("bn,bn->b", up, below), pairs)
 
 
-def _interval(value: float, resampled: Array, level: float) -> Interval:
+def percentile_interval(value: float, resampled: Array, level: float) -> Interval:
+    """Interval of a score from its resampled values (B,); nan among them are left out."""
     measured = resampled[~np.isnan(resampled)]
     if math.isnan(value) or not len(measured):
         return Interval(value, math.nan, math.nan)

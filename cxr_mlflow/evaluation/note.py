@@ -133,8 +133,8 @@ def with_controls(note: str, found: str) -> str:
         "Controls: ..." in one sentence.
     """
     flag = NOT_CONTROLLED.split(":")[0]
-    head, line_end, rest = note.replace(NOT_CONTROLLED, _escape(found)).partition("\n")
-    return head.replace(flag, _escape(found)) + line_end + rest
+    head, line_end, rest = note.replace(NOT_CONTROLLED, escape_markdown(found)).partition("\n")
+    return head.replace(flag, escape_markdown(found)) + line_end + rest
 
 
 def _fit(head: Sequence[str], tables: Mapping[str, str]) -> str:
@@ -182,7 +182,10 @@ def summary_lines(summary: RunSummary) -> list[str]:
 def _read_first(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
-    lines = [_escape(_cut(" ".join(w.split()), _WARNING_LENGTH)) for w in warnings[:_MOST_WARNINGS]]
+    lines = [
+        escape_markdown(_cut(" ".join(w.split()), _WARNING_LENGTH))
+        for w in warnings[:_MOST_WARNINGS]
+    ]
     if more := len(warnings) - len(lines):
         lines.append(f"and {more} more, printed by the run")
     return "\n".join(["> **Read this first**", ">", *(f"> - {line}" for line in lines)])
@@ -196,7 +199,9 @@ def _headline(
 ) -> str:
     """Macro F1, and the first words of every warning in the same breath: the UI folds the rest."""
     interval = _interval(intervals, "f1_macro", f" ({level:.0%} interval {{}} to {{}})")
-    flags = "; ".join(_escape(_cut(" ".join(w.split(":")[0].split()), 60)) for w in warnings)
+    flags = "; ".join(
+        escape_markdown(_cut(" ".join(w.split(":")[0].split()), 60)) for w in warnings
+    )
     told = f"**Test macro F1 {_number(metrics.get('f1_macro'))}**{interval}"
     return f"{told}. **{flags}.**" if flags else f"{told}."
 
@@ -223,7 +228,7 @@ def _class_table(
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row, key in zip(table.to_dict("records"), f1_keys, strict=True):
-        cells = [_escape(row["class"]), f"{row['support']:,}"]
+        cells = [escape_markdown(row["class"]), f"{row['support']:,}"]
         for metric in ("precision", "recall", "specificity", "f1", "average_precision", "roc_auc"):
             cells.append(_number(row[metric]))
             if metric == "f1":
@@ -242,7 +247,7 @@ def _class_table(
 
 
 def _confusion_table(summary: RunSummary) -> str:
-    names = [_escape(name) for name in summary.classes]
+    names = [escape_markdown(name) for name in summary.classes]
     lines = [
         f"| true ↓ predicted → | {' | '.join(names)} |",
         f"|---|{'---:|' * len(names)}",
@@ -275,7 +280,9 @@ def _fact_table(summary: RunSummary) -> str:
 
 
 def _two_columns(title: str, told: Mapping[str, str]) -> str:
-    rows = [f"| {_escape(name)} | {_escape(value)} |" for name, value in told.items()]
+    rows = [
+        f"| {escape_markdown(name)} | {escape_markdown(value)} |" for name, value in told.items()
+    ]
     return "\n".join([f"### {title}", "", "| what | value |", "|---|---|", *rows])
 
 
@@ -295,7 +302,7 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Keep names from acting as Markdown or HTML; a folder may be called anything."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_\[\]#~])", r"\\\1", text)

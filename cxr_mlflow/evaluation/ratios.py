@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_mlflow.evaluation.intervals import Array, Interval, _interval, draw_weights
+from cxr_mlflow.evaluation.intervals import Array, Interval, draw_weights, percentile_interval
 
 Flags = NDArray[np.bool_]
 Ratios = dict[str, tuple[NDArray[np.generic], NDArray[np.generic]]]
@@ -51,7 +51,10 @@ def ratio_intervals(
 
     values = measure(np.ones((1, num_groups)))[0]
     drawn = np.concatenate([measure(w) for w in draw_weights(num_groups, samples, seed)])
-    return {key: _interval(float(values[k]), drawn[:, k], level) for k, key in enumerate(ratios)}
+    return {
+        key: percentile_interval(float(values[k]), drawn[:, k], level)
+        for k, key in enumerate(ratios)
+    }
 
 
 def by_class(y_true: NDArray[np.int64], slugs: Sequence[str]) -> list[tuple[str, Flags]]:

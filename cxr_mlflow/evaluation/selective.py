@@ -17,10 +17,10 @@ from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.intervals import (
     Array,
     Interval,
-    _interval,
-    _members,
     check_draw,
     draw_weights,
+    group_members,
+    percentile_interval,
 )
 from cxr_mlflow.evaluation.metrics import (
     Floats,
@@ -113,7 +113,7 @@ def choose_threshold(
         if not 0 < value < 1:
             raise InputError(f"{name}={value} must lie between 0 and 1; 0.05, not 5")
     confidence, correct = _check(confidence, correct)
-    members = _members(groups, len(confidence))
+    members = group_members(groups, len(confidence))
     share = delta / STARTS
     ranks = np.ceil(np.arange(1, STEPS + 1) / STEPS * len(confidence)).astype(int) - 1
     candidates = np.unique(np.sort(confidence)[::-1][ranks])[::-1]  # from few answers to many
@@ -213,7 +213,7 @@ def selective_scores(
     """
     slugs = class_slugs(classes)
     y_true, probabilities = check_predictions(y_true, probabilities, len(classes))
-    members = _members(groups, len(y_true))
+    members = group_members(groups, len(y_true))
     check_draw(samples, level)
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == y_true
@@ -236,7 +236,7 @@ def selective_scores(
     num_groups = int(members.max()) + 1
     drawn = np.concatenate([area(weights) for weights in draw_weights(num_groups, samples, seed)])
     value = float(area(np.ones((1, num_groups)))[0])
-    return scores | {"aurc": _interval(value, drawn, level)}
+    return scores | {"aurc": percentile_interval(value, drawn, level)}
 
 
 def _ranking(confidence: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -163,7 +163,7 @@ SUBTITLE = "test, n = 400, data demo (synthetic), not controlled, 3 damaged file
 @pytest.fixture(scope="module")
 def figures():
     logits, y_true = world(400, seed=5)
-    raw, calibrated = softmax(1.6 * logits, axis=1), softmax(logits, axis=1)
+    raw, calibrated = softmax(3 * logits, axis=1), softmax(logits, axis=1)
     sets = prediction_sets(
         calibrated, conformal_thresholds(y_true, calibrated, coverage=0.9, per_class=True)
     )
@@ -219,8 +219,12 @@ def test_figures_tell_their_numbers_and_what_they_are_of(figures):
     for name, text in told.items():
         assert SUBTITLE in text.replace("\n", " "), name
     logits, y_true = world(400, seed=5)
-    ece = expected_calibration_error(y_true == 0, softmax(1.6 * logits, axis=1)[:, 0])
-    assert f"ECE raw {ece:.3f}" in told["reliability"]
+    raw, calibrated = (
+        expected_calibration_error(y_true == 0, softmax(scale * logits, axis=1)[:, 0])
+        for scale in (3, 1)
+    )
+    assert abs(raw - calibrated) > 0.001
+    assert f"ECE raw {raw:.3f}\ncalibrated {calibrated:.3f}" in told["reliability"]
     assert "stated risk 0.15" in told["risk"]
     assert "answered" in told["risk"]
     assert "out of reach, it always abstains" in told["out_of_reach"]

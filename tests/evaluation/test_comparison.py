@@ -236,6 +236,8 @@ def test_duplicates_do_not_make_the_comparison_surer():
 def test_images_that_any_run_calls_duplicates_are_drawn_together():
     names = [np.array(list(text), dtype=object) for text in ("aabcd", "xyyzw")]
     assert join_groups(names, 5).tolist() == [0, 0, 0, 1, 2]
+    names = [np.array(list(text), dtype=object) for text in ("abcde", "xxyzw")]
+    assert join_groups(names, 5).tolist() == [0, 0, 1, 2, 3]
     assert join_groups([], 3).tolist() == [0, 1, 2]
     assert join_groups([np.array(["b", None, "b", None], dtype=object)], 4).tolist() == [0, 1, 0, 2]
     y_true = np.arange(12) % 3

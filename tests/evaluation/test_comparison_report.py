@@ -290,7 +290,11 @@ def test_what_was_not_measured_is_a_dash_and_not_nan():
 # names that act
 
 
-EVIL = ["<script>alert(1)</script>", "a|b [x](javascript:y) *c*", "[red]d[/red] $x$ {{ 7 * 7 }}"]
+EVIL = [
+    "<script>alert(1)</script>",
+    "a|b [x](javascript:y) *c*",
+    r"[red]d[/red] $\nope$ {{ 7 * 7 }}",
+]
 
 
 def evil():
@@ -318,7 +322,7 @@ def test_names_cannot_act_in_html():
 
 def test_names_cannot_act_in_a_terminal():
     text = printed(evil())
-    assert re.search(r"^ *\[red\]d\[/red\] \$x\$ {{ 7 \* 7 }} +3 ", text, flags=re.MULTILINE)
+    assert re.search(rf"^ *{re.escape(EVIL[2])} +3 ", text, flags=re.MULTILINE)
     assert f"{EVIL[0]} ~ {EVIL[2]}: said" in text
 
 
@@ -385,6 +389,7 @@ def test_only_what_is_long_and_looked_up_is_folded():
     assert "run-11-4" in hidden
     assert "minus row" in hidden
     assert "resnet18, none ~ cnn, none: said" not in hidden
+    assert "SD over seeds" not in folded(made(14, names=[f"row {i}" for i in range(14)]))
 
 
 # terminal
@@ -399,6 +404,13 @@ def test_a_narrow_terminal_shows_all_numbers(width):
     for row in c.rows:
         for key in ("f1_macro", "accuracy", "f1/covid", "f1/viral_pneumonia"):
             assert f"{row.scores[key].value:.3f}" in text
+
+
+def test_a_terminal_leaves_out_what_is_looked_up():
+    text = printed(made())
+    assert "run-0-0" not in text
+    assert "minus row" not in text
+    assert "Which rows differ" in text
 
 
 # figures

@@ -98,6 +98,11 @@ def test_sets_may_hold_several_classes_or_none_and_a_model_may_never_answer(brig
         sets = PredictionSets(thresholds=thresholds, coverage=0.9, per_class=True)
         scorer.config = replace(scorer.config, prediction_sets=sets)
         assert predict_table(scorer, films)["prediction_set"].tolist() == expected
+    always = PredictionSets(thresholds=(0.0, 0.0), coverage=0.9, per_class=True)
+    scorer.config = replace(scorer.config, prediction_sets=always, temperature=0.005)
+    found = predict_table(scorer, films)
+    assert found["p_normal"][0] == 0  # and yet a threshold of 0 holds every class
+    assert (found["prediction_set"] == "Dark Film; Normal").all()
 
 
 def test_base64_text_equals_bytes(masked):
