@@ -294,6 +294,15 @@ def test_every_pair_is_adjusted_for_all_that_are_shown():
         assert pair.distinguishable == (pair.p_adjusted < 0.05)
 
 
+def test_what_one_pair_alone_would_tell_is_not_told_among_many():
+    rows = {"a": 0.14, "b": 0.2, "c": 0.2, "d": 0.2}
+    pair = next(p for p in compare(make_rows(rows, seed=1), samples=200).pairs if p.b == "c")
+    assert pair.difference.low > 0
+    assert pair.p_value < 0.05 < pair.p_adjusted
+    assert not pair.distinguishable
+    assert "not distinguishable from c once 6 comparisons are counted" in pair.verdict
+
+
 A, B = "resnet18, none", "cnn, none"
 
 

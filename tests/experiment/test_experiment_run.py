@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import mlflow
 import pandas as pd
 import pytest
@@ -101,14 +102,12 @@ def killed(lab, one_failed):
     while len(lab.cells()) == before:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
-        time.sleep(0.2)
-    second = lab.run()
+        time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     while ("cnn-oversample-seed0", "RUNNING") in lab.cells():  # the cell sees that it is alone
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    return second
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +130,10 @@ def test_one_failed_cell_does_not_stop_the_others(lab, one_failed):
     assert "cnn, none, seed 0: macro F1" in out
 
 
-def test_two_runners_of_one_experiment_are_refused(killed):
-    status, out = killed
+def test_two_runners_of_one_experiment_are_refused(lab, killed, cache_dir):
+    (folder,) = (cache_dir / "experiments").glob("lived-*")
+    with filelock.FileLock(folder / "conductor.lock"):
+        status, out = lab.run()
     assert status == 2
     assert "another process conducts this experiment here" in out
 
