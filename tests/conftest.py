@@ -26,6 +26,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def leave_no_experiment_behind():
+    """MLflow tells the processes it starts which experiment is active, by a variable: not ours."""
+    yield
+    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def repo() -> Path:
     """Folder of the checkout."""
