@@ -114,6 +114,10 @@ def ui(browser, server):
         assert visitor.strangers == []
 
 
+def name_of(world: World, strategy: str) -> str:
+    return world.runs[strategy].info.run_name
+
+
 def as_shown(run: Run) -> str:
     """The score of a run as the UI begins to write it: it cuts digits off, zeros at the end too."""
     return str(run.data.metrics["test/f1_macro"])[:5]
@@ -143,7 +147,7 @@ def test_a_parent_run_names_its_children(ui, world):
 
 
 def test_runs_have_their_scores_and_choices_as_columns(ui, world):
-    ui.open(f"{world.home}?{BY_SCORE}", shows=world.runs["none"].info.run_name)
+    ui.open(f"{world.home}?{BY_SCORE}", shows=name_of(world, "none"))
     ui.toggle_columns(["Dataset", "Source", "test/f1_macro", "model", "strategy", "seed"])
     for header in ("test/f1_macro", "model", "strategy", "seed"):
         ui.text(header).wait_for()
@@ -154,7 +158,7 @@ def test_runs_have_their_scores_and_choices_as_columns(ui, world):
 
 
 def test_runs_are_grouped_by_strategy(ui, world):
-    ui.open(f"{world.home}?{BY_SCORE}", shows=world.runs["none"].info.run_name)
+    ui.open(f"{world.home}?{BY_SCORE}", shows=name_of(world, "none"))
     ui.toggle_columns(["Dataset", "Source", "test/f1_macro"])
     ui.group_by("strategy")
     for strategy in STRATEGIES:
@@ -179,12 +183,19 @@ def test_two_runs_compare(ui, world):
     assert all(strategy in told for strategy in STRATEGIES)
 
 
+def test_scores_of_two_runs_are_drawn(ui, world):
+    ui.open(f"{world.home}?{BY_SCORE}&compareRunsMode=CHART", shows=name_of(world, "none"))
+    ui.find_charts("test/f1_macro")
+    ui.text("test/f1_macro").wait_for()
+    bars = ui.page.locator(".js-plotly-plot").first
+    for run in world.runs.values():
+        score = f"{run.data.metrics['test/f1_macro']:.2f}"
+        bars.get_by_text(score, exact=True).first.wait_for()
+
+
 @pytest.mark.parametrize("figure", FIGURES)
 def test_figures_of_two_runs_stand_side_by_side(ui, world, figure):
-    ui.open(
-        f"{world.home}?{BY_SCORE}&compareRunsMode=CHART",
-        shows=world.runs["none"].info.run_name,
-    )
+    ui.open(f"{world.home}?{BY_SCORE}&compareRunsMode=CHART", shows=name_of(world, "none"))
     ui.find_charts(figure)
     ui.text(figure).wait_for()
     for run in world.runs.values():
@@ -246,7 +257,7 @@ def test_the_registered_model_has_a_champion(ui, world):
 
 def test_a_version_says_how_good_it_is_and_where_it_is_from(ui, world):
     ui.open(f"models/{MODEL}/versions/1", shows="@ champion")
-    ui.text(world.runs["none"].info.run_name).wait_for()
+    ui.text(name_of(world, "none")).wait_for()
     body = ui.page.inner_text("body")
     score = world.runs["none"].data.metrics["test/f1_macro"]
     assert f"Test macro F1 {score:.3f}" in body
