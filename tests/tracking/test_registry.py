@@ -138,7 +138,7 @@ def with_other_labels(table: pd.DataFrame) -> pd.DataFrame:
             r"tested on other images than version 1 \(test_digest d2 and d1\)",
         ),
         (predictions(0.0), None, "does not say its test_digest"),
-        (None, "d1", r"the run of version 2 has no test/predictions\.csv"),
+        (None, "d1", r"the run of version 2 has no readable test/predictions\.csv"),
         (predictions(0.0).iloc[1:], "d1", "lists other images"),
         (with_other_labels(predictions(0.0)), "d1", "lists other images"),
         (predictions(0.0).drop(columns="predicted"), "d1", "has no column predicted"),
