@@ -35,7 +35,7 @@ def endless(loader: Any) -> Any:
     epoch = 0
     while True:
         epoch += 1
-        loader.sampler.epoch = epoch
+        loader.sampler.start_at(epoch)
         yield from loader
 
 

@@ -130,6 +130,9 @@ class TrainConfig(Checked):
     patience: int = option(5, "Stop after so many epochs without a better validation macro F1.")
     augment: AugmentLevel = option("mild", "Strength of the albumentations pipeline.")
     seed: int = option(0, "Seeds weights, order, sampling and augmentation; never the split.")
+    checkpoint_minutes: float = option(
+        3.0, "Minutes between checkpoints within an epoch; one at the end of each in any case."
+    )
     workers: int = option(-1, "Loader processes; -1: none on a CPU, up to 12 beside a GPU.")
     device: DeviceName = option("auto", "Where to train; 'auto' takes CUDA if it is there.")
 
@@ -142,6 +145,7 @@ class TrainConfig(Checked):
         self._require(self.clip_norm >= 0, "clip_norm", "must not be negative")
         for name in ("warmup", "label_smoothing", "ema_decay"):
             self._require(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
+        self._require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "must not be negative")
         self._require(self.workers >= -1, "workers", "must be -1 or more")
         self._require(0 <= self.seed < 2**31, "seed", "must lie in 0..2147483647")
 
@@ -174,6 +178,9 @@ class TrackingConfig(Checked):
     register: bool = option(True, "Register the model after it has loaded in a clean process.")
     registered_model: str = option(
         AUTO, "Name in the registry; 'auto': cxr-classifier, or cxr-classifier-demo for demo data."
+    )
+    fresh: bool = option(
+        False, "Start over where the same command was interrupted, instead of going on."
     )
     bootstrap_samples: int = option(2000, "Resamples behind each 95 % interval.")
 

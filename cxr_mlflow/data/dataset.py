@@ -83,16 +83,20 @@ class RadiographDataset(Dataset[tuple[Tensor, int]]):
 class EpochSampler(Sampler[Draw]):
     """Order of an epoch; a function of (seed, epoch), so any epoch can be drawn again.
 
-    Set `epoch` before iterating. With `draw_weights` images are drawn with replacement by torch's
+    Call `start_at` before iterating. With `draw_weights` images are drawn with replacement by torch's
     `WeightedRandomSampler`; without, each occurs once, shuffled.
     """
 
     def __init__(self, size: int, *, seed: int, draw_weights: NDArray[np.float64] | None) -> None:
         self.size, self.seed, self.draw_weights = size, seed, draw_weights
-        self.epoch = 0
+        self.epoch = self.done = 0
+
+    def start_at(self, epoch: int, done: int = 0) -> None:
+        """Stand in an epoch, behind the images of it that were drawn already."""
+        self.epoch, self.done = epoch, done
 
     def __len__(self) -> int:
-        return self.size
+        return self.size - self.done
 
     def order(self) -> list[int]:
         """Return the indices of the present epoch, in the order they are drawn."""
@@ -104,7 +108,8 @@ class EpochSampler(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         for place, index in enumerate(self.order()):
-            yield Draw(self.epoch, place, index)
+            if place >= self.done:
+                yield Draw(self.epoch, place, index)
 
 
 class InOrder(Sampler[Draw]):

@@ -62,14 +62,14 @@ class ProgressLines:
         self.console = Console(file=sys.stderr)
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.start = 0.0
+        self.start, self.first = 0.0, 0
 
     def on_batch_end(self, epoch: int, batch: int, num_batches: int, loss: Tensor) -> None:
         """Move the bar; without a terminal, do nothing."""
         if not self.console.is_terminal:
             return
         if self.bar is None:
-            self.start = time.perf_counter()
+            self.start, self.first = time.perf_counter(), batch  # not 1 where training goes on
             self.bar = Progress(
                 TextColumn(f"epoch {epoch:>3}/{self.epochs}"),
                 BarColumn(),
@@ -82,10 +82,9 @@ class ProgressLines:
             self.bar.start()
             self.task = self.bar.add_task("", total=num_batches, loss=math.nan, speed=math.nan)
         seconds = time.perf_counter() - self.start
-        fields: dict[str, float] = {
-            "speed": max(batch - 1, 0) * self.batch_size / max(seconds, 1e-9)
-        }
-        if batch % 5 == 1 or batch == num_batches:
+        images = (batch - self.first) * self.batch_size
+        fields: dict[str, float] = {"speed": images / max(seconds, 1e-9)}
+        if batch % 5 == 1 or batch in (self.first, num_batches):
             fields["loss"] = float(loss)
         assert self.task is not None
         self.bar.update(self.task, completed=batch, **fields)  # type: ignore[arg-type]

@@ -1,13 +1,29 @@
-"""Weights on disk: safetensors, written whole or not at all."""
+"""Weights and checkpoints on disk: written whole or not at all, and known to be undamaged."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
+
+from cxr_mlflow.data.storage import write_whole
+from cxr_mlflow.errors import InputError
+from cxr_mlflow.training.callbacks import BestWeights
+from cxr_mlflow.training.loop import EpochResult, Fit, Position, random_states
+
+KEPT = 2
+"""Checkpoints on disk at a time: the newest, and the one before should it be damaged."""
+ADVICE = "name another folder with $CXR_STATE_DIR"
+SUFFIX = ".checkpoint"
+Warn = Callable[[str], None]
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path, *, about: Mapping[str, str]) -> None:
@@ -21,9 +37,149 @@ def save_weights(state: Mapping[str, Tensor], path: Path, *, about: Mapping[str,
     about : mapping of str to str
         What the weights are; stored in the file's header.
     """
-    part = path.with_name(path.name + ".part")
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-    part.write_bytes(safetensors.torch.save(contiguous, metadata=dict(about)))
-    with part.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(part, path)
+    with write_whole(path) as part:
+        part.write_bytes(safetensors.torch.save(contiguous, metadata=dict(about)))
+
+
+class Checkpoints:
+    """A folder of checkpoints of one training: the newest ones, each with its checksum.
+
+    Parameters
+    ----------
+    folder : Path
+        Made at the first save.
+    seconds : float
+        Least time between two checkpoints within an epoch; one at the end of each epoch in any
+        case.
+    warn : callable
+        Takes a line when a checkpoint was damaged, or could not be written.
+    """
+
+    def __init__(self, folder: Path, *, seconds: float, warn: Warn) -> None:
+        self.folder, self.seconds, self.warn = folder, seconds, warn
+        self.last = time.monotonic()
+
+    def keep(self, state: Fit, best: BestWeights, at: Position, epoch_is_over: bool) -> None:
+        """Save after an epoch, and within one if it is time.
+
+        A disk that is full does not stop the training: it is said, and the checkpoint before stays.
+        """
+        if not epoch_is_over and time.monotonic() - self.last < self.seconds:
+            return
+        try:
+            self.write(pack(state, best, at))
+        except InputError as error:
+            self.warn(f"no checkpoint could be written: {error}")
+        self.last = time.monotonic()
+
+    def write(self, content: Mapping[str, Any]) -> Path:
+        """Write a checkpoint beside the last one, then drop those before that.
+
+        Raises
+        ------
+        InputError
+            If the disk is full or the folder closed.
+        """
+        buffer = io.BytesIO()
+        torch.save(dict(content), buffer)
+        payload = buffer.getbuffer()
+        numbers = [int(path.stem) for path in self.paths()]
+        path = self.folder / f"{max(numbers, default=0) + 1:08d}{SUFFIX}"
+        with write_whole(path, ADVICE) as part, part.open("wb") as file:
+            file.write(hashlib.sha256(payload).digest())
+            file.write(payload)
+        for old in self.paths()[:-KEPT]:
+            old.unlink()
+        return path
+
+    def read(self) -> dict[str, Any] | None:
+        """Read the newest checkpoint that is whole; None if there is none.
+
+        A damaged one is named, and the one before is taken.
+        """
+        for path in reversed(self.paths()):
+            try:
+                return read_checkpoint(path)
+            except InputError as error:
+                self.warn(f"{error}; the one before it is used")
+        return None
+
+    def paths(self) -> list[Path]:
+        """Files of the checkpoints, the oldest first."""
+        return sorted(self.folder.glob(f"*{SUFFIX}"))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint if it is what was written.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    content = path.read_bytes()
+    digest, payload = content[:32], memoryview(content)[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise InputError(f"{path}: a damaged checkpoint")
+    told: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return told
+
+
+def pack(state: Fit, best: BestWeights, at: Position) -> dict[str, Any]:
+    """Gather all that the next step depends on, as plain values and tensors."""
+    return {
+        "network": state.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scheduler": state.scheduler.state_dict(),
+        "average": None if state.average is None else state.average.state_dict(),
+        "best": {"value": float(best.best), "epoch": best.epoch, "state": dict(best.state)},
+        "position": {
+            "epoch": at.epoch,
+            "batch": at.batch,
+            "loss_sum": at.loss_sum,
+            "draws": at.draws,
+            "lr": at.lr,
+            "seconds": at.seconds,
+            "random_states": random_states() if at.batch else None,
+            "history": [
+                (r.epoch, {k: float(v) for k, v in r.metrics.items()}, torch.from_numpy(r.draws))
+                for r in at.history
+            ],
+            "is_over": at.is_over,
+        },
+    }
+
+
+def unpack(content: Mapping[str, Any], state: Fit, best: BestWeights) -> Position:
+    """Put a training back to where a checkpoint was taken; return the position.
+
+    Raises
+    ------
+    InputError
+        If it is a checkpoint of another network.
+    """
+    try:
+        state.network.load_state_dict(content["network"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.scheduler.load_state_dict(content["scheduler"])
+        if state.average is not None:
+            state.average.load_state_dict(content["average"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"the checkpoint is of another model ({str(error).splitlines()[0]}); --fresh true "
+            "starts over"
+        ) from error
+    told = content["best"]
+    best.best, best.epoch, best.state = told["value"], told["epoch"], told["state"]
+    at = Position(**content["position"])
+    at.history = [EpochResult(epoch, m, draws.numpy()) for epoch, m, draws in at.history]
+    if at.loss_sum is not None:
+        at.loss_sum = at.loss_sum.to(state.device)
+    return at
+
+
+def drop(folder: Path) -> None:
+    """Remove the checkpoints of a training that will not go on from them."""
+    for path in folder.glob(f"*{SUFFIX}"):
+        os.unlink(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -19,11 +21,13 @@ from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.data.transforms import AUGMENTATIONS
 from cxr_mlflow.strategies import balance
 from cxr_mlflow.training.callbacks import BestWeights, ProgressLines
+from cxr_mlflow.training.checkpoint import Checkpoints, unpack
 from cxr_mlflow.training.loop import (
     Callback,
     EpochResult,
     Fit,
     Measure,
+    Position,
     averaged,
     build_optimizer,
     fit,
@@ -125,6 +129,7 @@ def train(
     device: torch.device,
     measure: Measure,
     callbacks: Sequence[Callback] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Train a network and bring it to the weights of its best validation macro F1.
 
@@ -139,6 +144,8 @@ def train(
         Validation scores of logits and labels; must give `f1_macro` and `loss`.
     callbacks : sequence of Callback
         Called after the best weights of the epoch are kept.
+    checkpoints : Checkpoints, optional
+        Where the training is kept while it goes on; if it holds one, training goes on from there.
     """
     classes = study.catalog.classes
     loader = train_loader(study, config, mask_mode=mask_mode, device=device)
@@ -154,6 +161,12 @@ def train(
         device=device,
     )
     best = BestWeights("val/f1_macro", config.patience)
+    position, save = None, None
+    if checkpoints:
+        if content := checkpoints.read():
+            position = unpack(content, state, best)
+            tell_position(position, len(loader), config.epochs)
+        save = partial(checkpoints.keep, state, best)
     history = fit(
         state,
         loader,
@@ -163,6 +176,8 @@ def train(
         measure=lambda logits, truth: measure(logits + shift, truth),
         num_classes=len(classes),
         callbacks=[best, ProgressLines(config.epochs, config.batch_size, best), *callbacks],
+        position=position,
+        save=save,
     )
     network.load_state_dict(best.state)
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
@@ -170,6 +185,15 @@ def train(
         last.bias.add_(torch.tensor(shift, dtype=last.bias.dtype, device=last.bias.device))
     final = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
     return Trained(network.eval(), final, best.epoch, *tables(history, classes))
+
+
+def tell_position(at: Position, num_batches: int, epochs: int) -> None:
+    """Say where an interrupted training goes on."""
+    if at.is_over or at.epoch > epochs:
+        told = f"all {len(at.history)} epochs are trained"
+    else:
+        told = f"goes on in epoch {at.epoch} of {epochs}, after step {at.batch} of {num_batches}"
+    print(f"training {told}", file=sys.stderr)
 
 
 def tables(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +43,36 @@ class Callback(Protocol):
 
 
 @dataclass
+class Position:
+    """How far training has come: all that the next step depends on, beside weights and data."""
+
+    epoch: int = 1
+    """The epoch under way, from 1."""
+    batch: int = 0
+    """Steps of it that are done."""
+    loss_sum: Tensor | None = None
+    draws: Tensor | None = None
+    lr: float = 0.0
+    """Learning rate of its first step."""
+    seconds: float = 0.0
+    """Time its steps took; an interruption is not counted."""
+    random_states: Mapping[str, Tensor] | None = None
+    """Of torch's generators, where training goes on in mid-epoch; an epoch begins by its seed."""
+    history: list[EpochResult] = field(default_factory=list)
+    is_over: bool = False
+    """Whether a callback has asked to stop."""
+
+    def begin(self, epoch: int) -> None:
+        """Stand before the first step of an epoch."""
+        self.epoch, self.batch, self.seconds = epoch, 0, 0.0
+        self.loss_sum = self.draws = self.random_states = None
+
+
+Save = Callable[[Position, bool], None]
+"""Sees the position after every step and every epoch; told whether an epoch has just ended."""
+
+
+@dataclass
 class Fit:
     """Everything a step changes, beside the data."""
 
@@ -70,60 +100,103 @@ def fit(
     measure: Measure,
     num_classes: int,
     callbacks: Sequence[Callback] = (),
+    position: Position | None = None,
+    save: Save | None = None,
 ) -> list[EpochResult]:
     """Train for at most `epochs`; return what each epoch measured.
 
     `state.criterion` may carry class weights. The validation loss never does: it is the plain
     cross-entropy, so that it compares across strategies.
 
+    Parameters
+    ----------
+    position : Position, optional
+        Where an interrupted training stood, with `state` as it was then; what follows is to the bit
+        what would have followed. From the start by default.
+    save : callable, optional
+        May keep a copy of `state` and position.
+
     Raises
     ------
     FloatingPointError
         If the training loss is no longer finite.
     """
-    history: list[EpochResult] = []
-    for epoch in range(1, epochs + 1):
-        train_loader.sampler.epoch = epoch  # type: ignore[attr-defined]
-        torch.manual_seed(seed + epoch)
-        lr, start = state.optimizer.param_groups[0]["lr"], time.perf_counter()
-        loss, draws = train_one_epoch(state, train_loader, epoch, num_classes, callbacks)
-        seconds = time.perf_counter() - start
+    at = position or Position()
+    while at.epoch <= epochs and not at.is_over:
+        loss = train_one_epoch(state, train_loader, at, seed, num_classes, callbacks, save)
         logits, labels = predict(state.evaluated, val_loader, state.device)
+        assert at.draws is not None
+        draws = at.draws.numpy()
         metrics = {
             "train/loss": loss,
-            "train/lr": lr,
-            "train/seconds": seconds,
-            "train/images_per_second": int(draws.sum()) / seconds,
+            "train/lr": at.lr,
+            "train/seconds": at.seconds,
+            "train/images_per_second": int(draws.sum()) / at.seconds,
             **{f"val/{name}": value for name, value in measure(logits, labels).items()},
         }
-        history.append(EpochResult(epoch, metrics, draws))
-        wants_stop = [c.on_epoch_end(state.evaluated, history[-1]) for c in callbacks]
-        if any(wants_stop):  # asked after every callback has seen the epoch
-            break
-    return history
+        at.history.append(EpochResult(at.epoch, metrics, draws))
+        wants_stop = [c.on_epoch_end(state.evaluated, at.history[-1]) for c in callbacks]
+        at.begin(at.epoch + 1)
+        at.is_over = any(wants_stop)  # asked after every callback has seen the epoch
+        if save:
+            save(at, True)
+    return at.history
 
 
 def train_one_epoch(
     state: Fit,
     loader: DataLoader[Any],
-    epoch: int,
+    at: Position,
+    seed: int,
     num_classes: int,
     callbacks: Sequence[Callback] = (),
-) -> tuple[float, NDArray[np.int64]]:
-    """One pass over `loader`: mean loss per image, and how often each class was drawn."""
+    save: Save | None = None,
+) -> float:
+    """Go through `loader` from where `at` stands to its end; return the mean loss per image."""
     state.network.train()
-    total = torch.zeros((), device=state.device)
-    draws = torch.zeros(num_classes, dtype=torch.int64)
-    for batch, (images, labels) in enumerate(loader):  # uint8 (B, 1, S, S), int64 (B,)
-        draws += torch.bincount(labels, minlength=num_classes)
+    if at.loss_sum is None or at.draws is None:
+        at.loss_sum = torch.zeros((), device=state.device)
+        at.draws = torch.zeros(num_classes, dtype=torch.int64)
+        at.lr = state.optimizer.param_groups[0]["lr"]
+    done = at.batch * (loader.batch_size or 1)
+    loader.sampler.start_at(at.epoch, done)  # type: ignore[attr-defined]
+    torch.manual_seed(seed + at.epoch)
+    batches = iter(loader)  # takes a number from torch's generator: before its state is set
+    if at.random_states is not None:
+        set_random_states(at.random_states)
+    num_batches = at.batch + len(loader)
+    before = time.perf_counter() - at.seconds
+    for images, labels in batches:  # uint8 (B, 1, S, S), int64 (B,)
+        at.draws += torch.bincount(labels, minlength=num_classes)
         loss = train_step(state, images, labels)
-        total += loss * len(labels)  # stays on the device: no wait per batch
+        at.loss_sum += loss * len(labels)  # stays on the device: no wait per batch
+        at.batch += 1
         for callback in callbacks:
-            callback.on_batch_end(epoch, batch + 1, len(loader), loss)
-    mean = total.item() / int(draws.sum())
+            callback.on_batch_end(at.epoch, at.batch, num_batches, loss)
+        at.seconds = time.perf_counter() - before
+        if save:
+            save(at, False)
+    mean = at.loss_sum.item() / int(at.draws.sum())  # waits for the device
+    at.seconds = time.perf_counter() - before
     if not math.isfinite(mean):
-        raise FloatingPointError(f"training loss became {mean} in epoch {epoch}; lower --lr")
-    return mean, draws.numpy()
+        raise FloatingPointError(f"training loss became {mean} in epoch {at.epoch}; lower --lr")
+    return mean
+
+
+def random_states() -> dict[str, Tensor]:
+    """State of torch's generators: the CPU's, and that of every GPU."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def set_random_states(states: Mapping[str, Tensor]) -> None:
+    """Put torch's generators back into a state, those of the GPUs that are there."""
+    torch.set_rng_state(states["cpu"])
+    for name, state in states.items():
+        if name != "cpu" and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state, name)
 
 
 def train_step(state: Fit, images: Tensor, labels: Tensor) -> Tensor:

@@ -32,16 +32,20 @@ def toy(num: int = 96) -> TensorDataset:
 
 
 class ShuffledByEpoch(torch.utils.data.Sampler):
-    epoch = 0
+    epoch = done = 0
 
     def __init__(self, num: int) -> None:
         self.num = num
 
+    def start_at(self, epoch: int, done: int = 0) -> None:
+        self.epoch, self.done = epoch, done
+
     def __len__(self) -> int:
-        return self.num
+        return self.num - self.done
 
     def __iter__(self):
-        return iter(np.random.default_rng(self.epoch).permutation(self.num).tolist())
+        order = np.random.default_rng(self.epoch).permutation(self.num).tolist()
+        return iter(order[self.done :])
 
 
 def small_net() -> nn.Module:
