@@ -29,8 +29,8 @@ from cxr_mlflow.names import slug
 from cxr_mlflow.tracking.parents import KIND, find_parent, get_run
 from cxr_mlflow.tracking.record import record_comparison
 from cxr_mlflow.tracking.registry import use_registry
-from cxr_mlflow.tracking.run import Tracker
 from cxr_mlflow.tracking.tested import RUN_ID, shared_params, tested_runs
+from cxr_mlflow.tracking.tracker import Tracker
 
 SHOWN_PARAMS = {
     "data_digest": "data digest",

@@ -17,14 +17,15 @@ from cxr_mlflow.config import AUTO, RunConfig
 from cxr_mlflow.data.dataset import Draw
 from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.data.preprocess import CONTROLS
-from cxr_mlflow.environment import git_commit
+from cxr_mlflow.environment import git_commit, package_versions
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.metrics import confusion
 from cxr_mlflow.evaluation.plots import plot_samples
 from cxr_mlflow.evaluation.report import NOT_CONTROLLED, RunSummary, summary_lines
 from cxr_mlflow.models import LoadedModel
 from cxr_mlflow.names import SPLITS
-from cxr_mlflow.tracking.run import Tracker
+from cxr_mlflow.tracking.journaled import JournaledLog
+from cxr_mlflow.tracking.tracker import Tracker
 from cxr_mlflow.training.fitting import Trained, training_set
 
 SYNTHETIC = (
@@ -94,6 +95,18 @@ class Plan:
             "mask_mode": self.config.data.mask_mode,
             "test_digest": self.study.split.test_digest,
             **self.provenance(),
+        }
+
+    def params(self) -> dict[str, str]:
+        """Parameters of the run: the whole config, digests, commit, versions."""
+        return {
+            **self.config.to_params(),
+            "data_digest": self.study.catalog.digest,
+            "split_digest": self.study.split.digest,
+            "test_digest": self.study.split.test_digest,
+            "first_weights": self.loaded.weights,
+            "git_commit": self.commit,
+            **package_versions(),
         }
 
     def provenance(self) -> dict[str, str]:
@@ -191,17 +204,19 @@ def summarize(
     )
 
 
-def closing_lines(summary: RunSummary, run: Tracker, tracking_uri: str) -> list[str]:
+def closing_lines(
+    summary: RunSummary, run: JournaledLog, tracking_uri: str, became: str
+) -> list[str]:
     """Write the last lines of a run: scores, where its pictures are, the model."""
     return [
         "",
         *summary_lines(summary),
         *where_lines(summary.run_name, run, tracking_uri),
-        f"model     {summary.registered_version or 'not registered (--register false)'}",
+        f"model     {became}",
     ]
 
 
-def where_lines(name: str, run: Tracker, tracking_uri: str) -> list[str]:
+def where_lines(name: str, run: Tracker | JournaledLog, tracking_uri: str) -> list[str]:
     """Tell where a run is to be seen."""
     if tracking_uri.startswith("http"):
         ui = f"{tracking_uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -26,6 +27,13 @@ def package_versions() -> dict[str, str]:
     return {"version/python": platform.python_version(), **versions}
 
 
+def code_digest() -> str:
+    """Digest of the package's own source: a commit says nothing of what was edited since."""
+    folder = Path(__file__).parent
+    sources = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.py")}
+    return hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()
+
+
 def git_commit(folder: Path) -> str:
     """Commit of a checkout, with `-dirty` where tracked files differ; 'unknown' outside of git."""
     try:
@@ -48,4 +56,12 @@ def default_cache_dir() -> Path:
     if told := os.environ.get("CXR_CACHE_DIR"):
         return Path(told).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "cxr_mlflow"
+
+
+def default_state_dir() -> Path:
+    """`$CXR_STATE_DIR`, else cxr_mlflow in the user's folder of states."""
+    if told := os.environ.get("CXR_STATE_DIR"):
+        return Path(told).expanduser().absolute()
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(base).expanduser() / "cxr_mlflow"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,10 @@ GATE_IMAGES = 5
 
 def enter_registry(
     model_uri: str,
-    table: pd.DataFrame,
+    images: Sequence[bytes],
+    masks: Sequence[bytes] | None,
     expected: NDArray[np.float64],
     *,
-    mask_mode: str,
     tracking: TrackingConfig,
     tags: Mapping[str, str],
     description: str,
@@ -36,11 +36,10 @@ def enter_registry(
     Parameters
     ----------
     model_uri : str
-    table : DataFrame
-        Test images, as in `Catalog.table`; the first few are predicted.
+    images, masks : sequence of N bytes
+        Files of test images, see `gate_files`; no masks where the model takes none.
     expected : float array of shape (N, C)
-        What the trained network gave for the rows of `table`.
-    mask_mode : str
+        What the trained network gave for them.
     tracking : TrackingConfig
         Name in the registry, and resamples of the comparison with the champion.
     tags : mapping
@@ -55,14 +54,7 @@ def enter_registry(
     NotRegistered
         If it does not load, or does not predict what the network did.
     """
-    table = table.iloc[:GATE_IMAGES]
-    masked = needs_mask(mask_mode)
-    gate = check_model_loads(
-        model_uri,
-        [Path(path).read_bytes() for path in table["path"]],
-        [Path(path).read_bytes() for path in table["mask_path"]] if masked else None,
-        expected[:GATE_IMAGES],
-    )
+    gate = check_model_loads(model_uri, images, masks, expected)
     log_gate(json.dumps({**gate.tags(), "reasons": list(gate.reasons)}, indent=2) + "\n")
     name = tracking.registered_model
     if name == AUTO:
@@ -71,3 +63,19 @@ def enter_registry(
     verdict = promote(name, version, samples=tracking.bootstrap_samples)
     alias = "champion" if verdict.promoted else "challenger"
     return f"{name} version {version} ({alias}; {verdict.reason})"
+
+
+def gate_files(table: pd.DataFrame, mask_mode: str) -> tuple[list[bytes], list[bytes] | None]:
+    """Read the files of the first few test images, and of their masks where a model takes them.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As in `Catalog.table`.
+    mask_mode : str
+    """
+    some = table.iloc[:GATE_IMAGES]
+    images = [Path(path).read_bytes() for path in some["path"]]
+    if not needs_mask(mask_mode):
+        return images, None
+    return images, [Path(path).read_bytes() for path in some["mask_path"]]

@@ -26,6 +26,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def state_dir(tmp_path_factory: pytest.TempPathFactory):
+    """Interrupted runs of tests are not those of the user who runs them."""
+    os.environ["CXR_STATE_DIR"] = str(tmp_path_factory.mktemp("state"))
+    yield Path(os.environ["CXR_STATE_DIR"])
+    del os.environ["CXR_STATE_DIR"]
+
+
 @pytest.fixture(autouse=True)
 def leave_no_experiment_behind():
     """MLflow tells the processes it starts which experiment is active, by a variable: not ours."""

@@ -19,7 +19,10 @@ LAYERS: list[set[str]] = [
     {"experiment.plan"},
     {"data.phantom", "data.demo", "data.storage", "data.preprocess"},
     {"data.layout", "data.scan", "data.locate", "data.download", "data.catalog"},
-    {"data.duplicates", "data.splits", "data.cache", "data.transforms"},
+    {
+        *("data.duplicates", "data.splits", "data.cache", "data.transforms"),
+        *("data.class_map", "data.fingerprints"),
+    },
     {
         *("data.audit", "data.audit_copies", "data.audit_features", "data.audit_report"),
         *("data.audit_shortcuts", "data.audit_sources"),
@@ -38,7 +41,10 @@ LAYERS: list[set[str]] = [
         ),
         *("evaluation.comparison_inputs", "evaluation.comparison_statistics"),
         *("evaluation.ratios", "evaluation.calibration", "evaluation.calibration_plots"),
-        *("evaluation.selective", "evaluation.conformal"),
+        *("evaluation.selective", "evaluation.conformal", "evaluation.present"),
+        *("evaluation.subgroups", "evaluation.markdown"),
+        *("evaluation.model_card", "evaluation.model_card_facts", "evaluation.model_card_gather"),
+        *("evaluation.model_card_scores", "evaluation.model_card_words"),
         *("evaluation.comparison_verdicts", "evaluation.comparison_words"),
         *("evaluation.comparison_plots", "evaluation.comparison_report"),
     },
@@ -50,16 +56,21 @@ LAYERS: list[set[str]] = [
     },
     {
         *("tracking.run", "tracking.record", "tracking.parents", "tracking.tested"),
-        *("tracking.comparison", "tracking.registry"),
+        *("tracking.tracker", "tracking.journal", "tracking.delivery", "tracking.journaled"),
+        *("tracking.unfinished", "tracking.processes", "tracking.system_metrics"),
+        *("tracking.comparison", "tracking.registry", "tracking.cards"),
+        *("tracking.origin",),
     },
-    {"describe", "registration", "compare", "controls", "calibrate"},
+    {"describe", "registration", "handover", "compare", "controls", "calibrate", "card"},
+    {"promises", "external", "external_words"},
+    {"attempts", "telling", "sync"},
     {"pipeline", "assess"},
     {"experiment.board", "experiment.runner", "experiment.child"},
     {"experiment.best", "experiment.preflight", "experiment.conduct", "control_models"},
     {"cli.options"},
     {
         *("cli.data", "cli.evaluate", "cli.predict", "cli.promote", "cli.train"),
-        *("cli.experiment", "cli.compare", "cli.control"),
+        *("cli.experiment", "cli.compare", "cli.control", "cli.data_tables", "cli.sync"),
     },
 ]
 MLFLOW_ROOMS = ("tracking", "serving")

@@ -13,6 +13,8 @@ from cxr_mlflow.cli.experiment import experiment
 from cxr_mlflow.cli.options import CONTEXT, CxrGroup
 from cxr_mlflow.cli.predict import predict
 from cxr_mlflow.cli.promote import promote
+from cxr_mlflow.cli.serve import serve
+from cxr_mlflow.cli.sync import sync
 from cxr_mlflow.cli.train import train
 
 
@@ -22,5 +24,5 @@ def main() -> None:
     """Train, compare and serve chest X-ray classifiers, tracked in MLflow. Not for diagnosis."""
 
 
-for command in (train, evaluate, predict, experiment, compare, control, data, promote):
+for command in (train, evaluate, predict, experiment, compare, control, data, promote, sync, serve):
     main.add_command(command)

@@ -83,8 +83,8 @@ class RadiographDataset(Dataset[tuple[Tensor, int]]):
 class EpochSampler(Sampler[Draw]):
     """Order of an epoch; a function of (seed, epoch), so any epoch can be drawn again.
 
-    Call `start_at` before iterating. With `draw_weights` images are drawn with replacement by torch's
-    `WeightedRandomSampler`; without, each occurs once, shuffled.
+    Call `start_at` before iterating. With `draw_weights` images are drawn with replacement by
+    torch's `WeightedRandomSampler`; without, each occurs once, shuffled.
     """
 
     def __init__(self, size: int, *, seed: int, draw_weights: NDArray[np.float64] | None) -> None:

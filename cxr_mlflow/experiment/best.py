@@ -10,10 +10,10 @@ import pandas as pd
 from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.experiment.plan import Cell, Plan
 from cxr_mlflow.names import slug
-from cxr_mlflow.registration import GATE_FILE, enter_registry
+from cxr_mlflow.registration import GATE_FILE, enter_registry, gate_files
 from cxr_mlflow.tracking.parents import Child
-from cxr_mlflow.tracking.run import Tracker
 from cxr_mlflow.tracking.tested import as_tested
+from cxr_mlflow.tracking.tracker import Tracker
 
 CHOSEN_BY = "best_val_f1_macro"
 """Metric of a run: macro F1 on the validation images at its best epoch."""
@@ -55,11 +55,12 @@ def register_best(plan: Plan, study: Study, done: Mapping[Cell, Child]) -> tuple
         tested.predictions["image_id"]
     ]
     tracker = Tracker(child.run_id, child.run.info.experiment_id)
+    images, masks = gate_files(table, cell.config.data.mask_mode)
     told = enter_registry(
         tags["model_uri"],
-        table,
-        _probabilities(tested.predictions, study.catalog.classes),
-        mask_mode=cell.config.data.mask_mode,
+        images,
+        masks,
+        _probabilities(tested.predictions, study.catalog.classes)[: len(images)],
         tracking=plan.tracking,
         tags={
             **{name: tags[name] for name in PASSED_ON},

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
+from mlflow.entities import LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from PIL import Image, ImageDraw
@@ -165,6 +166,25 @@ def log_model(
                 metadata=describe(config),
             )
     return str(info.model_uri)
+
+
+def find_logged(run_id: str, name: str = "model") -> str | None:
+    """Find the whole model of a name that a run has logged already; remove torn ones.
+
+    Returns
+    -------
+    str or None
+        Its URI, `models:/m-...`.
+    """
+    client = mlflow.MlflowClient()
+    home = client.get_run(run_id).info.experiment_id
+    found = None
+    for model in client.search_logged_models([home], f"source_run_id = '{run_id}'"):
+        if model.name == name and model.status == LoggedModelStatus.READY:
+            found = model.model_uri
+        elif model.name == name:
+            client.delete_logged_model(model.model_id)
+    return found
 
 
 def ship_code(folder: Path) -> tuple[Path, Path]:

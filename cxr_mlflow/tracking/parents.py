@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,13 +15,14 @@ from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.tracking.processes import HOST, is_dead
 
 KIND = "experiment"
 NAME = "experiment_name"
 """Tag of a parent run: the name in its experiment file."""
 PARENT = "mlflow.parentRunId"
-CELL, ROW, HOST = "cell", "row", "host"
-"""Tags of a child: the key of its cell, the label of its row, the machine it runs on."""
+CELL, ROW = "cell", "row"
+"""Tags of a child: the key of its cell, the label of its row."""
 PLAN_FILE = "plan.json"
 """Artifact of a parent run: its cells."""
 PAGE = 1000
@@ -185,3 +187,23 @@ def link(run_id: str, other: Run) -> None:
     tags = {"continued_in": info.run_id, "mlflow.runName": f"{info.run_name} (continued)"}
     for name, value in {**tags, "mlflow.note.content": note}.items():
         client.set_tag(run_id, name, value)
+
+
+def close_dead_runs(experiment_id: str) -> list[str]:
+    """End the runs of an experiment that are RUNNING though their process here is gone.
+
+    Returns
+    -------
+    list of str
+        Their ids.
+    """
+    client = mlflow.MlflowClient()
+    told = f"attributes.status = 'RUNNING' and tags.{HOST} = '{platform.node()}'"
+    dead = [
+        run.info.run_id
+        for run in client.search_runs([experiment_id], told, max_results=PAGE)
+        if is_dead(run.data.tags)
+    ]
+    for run_id in dead:
+        end_dead(run_id, "its process died without a word")
+    return dead

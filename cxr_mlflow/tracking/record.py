@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.names import slug
-from cxr_mlflow.tracking.run import Tracker
+from cxr_mlflow.tracking.tracker import Log
 
 COMPARED = ("confusion_rates", "roc", "precision_recall", "reliability")
 """Figures that are logged by key as well, so that the UI shows those of several runs in a row."""
 
 
 def record_start(
-    tracker: Tracker,
+    tracker: Log,
     *,
     params: Mapping[str, str],
     config: Mapping[str, Any],
@@ -47,14 +47,14 @@ def record_start(
 
 
 def record_epoch(
-    tracker: Tracker, epoch: int, metrics: Mapping[str, float], draws: Mapping[str, int]
+    tracker: Log, epoch: int, metrics: Mapping[str, float], draws: Mapping[str, int]
 ) -> None:
     """After an epoch: its metrics, and how often each class was drawn."""
     drawn = {f"train/drawn/{slug(name)}": float(count) for name, count in draws.items()}
     tracker.log_metrics({**metrics, **drawn}, step=epoch)
 
 
-def record_assessment(tracker: Tracker, result: Assessment) -> None:
+def record_assessment(tracker: Log, result: Assessment) -> None:
     """Scores without a step, predictions and figures under the split's folder."""
     tracker.log_metrics(result.flat())
     tracker.log_csv(result.predictions, f"{result.split}/predictions.csv")
@@ -65,22 +65,29 @@ def record_assessment(tracker: Tracker, result: Assessment) -> None:
 
 
 def record_end(
-    tracker: Tracker,
+    tracker: Log,
     *,
-    note: str,
     metrics_json: Mapping[str, Any],
-    tags: Mapping[str, str],
     metrics: Mapping[str, float],
+    note: str = "",
+    tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Last of all: the note a reader of the run page sees first, and the numbers as a file."""
+    """Last of all: the numbers as a file, what is known only at the end, the note."""
     tracker.log_metrics(metrics)
     tracker.log_json(metrics_json, "metrics.json")
+    tracker.set_tags(tags or {})
+    if note:
+        record_note(tracker, note)
+
+
+def record_note(tracker: Log, note: str) -> None:
+    """Write the note that a reader of the run page sees first."""
     tracker.log_text(note, "README.md")
-    tracker.set_tags({**tags, "mlflow.note.content": note})
+    tracker.set_tags({"mlflow.note.content": note})
 
 
 def record_comparison(
-    tracker: Tracker,
+    tracker: Log,
     *,
     texts: Mapping[str, str],
     tables: Mapping[str, pd.DataFrame],

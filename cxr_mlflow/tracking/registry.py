@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.intervals import Interval
+from cxr_mlflow.evaluation.model_card import DESCRIPTION_LIMIT
 from cxr_mlflow.tracking.comparison import NotComparable, compare_tests
 from cxr_mlflow.tracking.run import DEFAULT_URI, use_tracking_uri
 
@@ -26,6 +27,7 @@ CHAMPION = "champion"
 LOCK_SECONDS = 300.0
 SQLITE = "sqlite:///"
 TRIES = 3
+CUT = "\n\n(Cut here for length: see README.md among the artifacts of the run.)\n"
 
 
 class Gate(Protocol):
@@ -99,7 +101,7 @@ def register(
     version = mlflow.register_model(model_uri, name, tags={**(tags or {}), **gate.tags()})
     client = mlflow.MlflowClient()
     if description:
-        client.update_model_version(name, version.version, description)
+        client.update_model_version(name, version.version, _fitting(description))
     client.set_registered_model_alias(name, CHALLENGER, version.version)
     return str(version.version)
 
@@ -191,9 +193,17 @@ def describe_versions_of(run_id: str, description: str, tags: Mapping[str, str])
     """Set description and tags of every version that a run made."""
     client = mlflow.MlflowClient()
     for version in client.search_model_versions(f"run_id = '{run_id}'"):
-        client.update_model_version(version.name, version.version, description)
+        client.update_model_version(version.name, version.version, _fitting(description))
         for key, value in tags.items():
             client.set_model_version_tag(version.name, version.version, key, value)
+
+
+def _fitting(description: str) -> str:
+    """A description cut at the end of a line, where the registry would refuse its length."""
+    if len(description) <= DESCRIPTION_LIMIT:
+        return description
+    kept = description[: DESCRIPTION_LIMIT - len(CUT)]
+    return (kept.rpartition("\n")[0] or kept) + CUT
 
 
 def champion_of(client: mlflow.MlflowClient, name: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -172,14 +171,19 @@ def unpack(content: Mapping[str, Any], state: Fit, best: BestWeights) -> Positio
         ) from error
     told = content["best"]
     best.best, best.epoch, best.state = told["value"], told["epoch"], told["state"]
-    at = Position(**content["position"])
-    at.history = [EpochResult(epoch, m, draws.numpy()) for epoch, m, draws in at.history]
+    at = Position(**{**content["position"], "history": []})
+    for epoch, metrics, draws in content["position"]["history"]:
+        at.history.append(EpochResult(epoch, metrics, draws.numpy()))
     if at.loss_sum is not None:
         at.loss_sum = at.loss_sum.to(state.device)
     return at
 
 
-def drop(folder: Path) -> None:
-    """Remove the checkpoints of a training that will not go on from them."""
-    for path in folder.glob(f"*{SUFFIX}"):
-        os.unlink(path)
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of weights, their names and order."""
+    found = hashlib.sha256()
+    for name, tensor in state.items():
+        found.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()

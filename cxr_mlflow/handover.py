@@ -1,0 +1,124 @@
+"""The last words of a run, told to its journal: its model, the version it becomes, the note."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_mlflow.config import TrackingConfig
+from cxr_mlflow.evaluation.note import escape_markdown
+from cxr_mlflow.registration import GATE_FILE, enter_registry
+from cxr_mlflow.serving.package import find_logged, log_model
+from cxr_mlflow.tracking.delivery import Handler, Remote
+from cxr_mlflow.tracking.journal import Record
+from cxr_mlflow.tracking.journaled import JournaledLog
+from cxr_mlflow.tracking.record import record_note
+from cxr_mlflow.tracking.registry import NotRegistered
+
+PENDING = "registration pending"
+"""Stands in a note until MLflow has taken the model; then what it became stands there."""
+
+
+def tell_model(run: JournaledLog, folder: Path, tags: Mapping[str, str]) -> None:
+    """Tell a run of its model.
+
+    Parameters
+    ----------
+    run : JournaledLog
+    folder : Path
+        As `serving.package.write_folder` writes it; a copy is kept.
+    tags : mapping
+        Of the logged model.
+    """
+    run.journal.keep("model", folder)
+    run.once("model", "model", {"folder": "model", "tags": dict(tags)})
+
+
+def tell_registration(
+    run: JournaledLog,
+    images: Sequence[bytes],
+    masks: Sequence[bytes] | None,
+    expected: NDArray[np.float64],
+    *,
+    tracking: TrackingConfig,
+    tags: Mapping[str, str],
+    description: str,
+) -> None:
+    """Tell a run that its model is to be registered, with all the gate needs to judge it.
+
+    Parameters
+    ----------
+    run : JournaledLog
+    images, masks, expected, tracking, tags, description
+        As `registration.enter_registry` takes them. `PENDING` in the description is filled in.
+    """
+    for kind, files in (("image", images), ("mask", masks or [])):
+        for place, content in enumerate(files):
+            run.journal.keep(f"gate/{kind}-{place}", content)
+    told = {
+        "num_images": len(images),
+        "masked": masks is not None,
+        "expected": expected.tolist(),
+        "tracking": asdict(tracking),
+        "tags": dict(tags),
+        "description": description,
+    }
+    run.once("register", "register", told)
+
+
+def tell_note(run: JournaledLog, note: str) -> None:
+    """Tell a run the note of its page; `PENDING` in it is filled in on arrival."""
+    run.once("note", f"note {note}", {"note": note})
+
+
+def handlers() -> dict[str, Handler]:
+    """What is done at MLflow with these words."""
+    return {"model": _log_model, "register": _register, "note": _note}
+
+
+def _log_model(remote: Remote, record: Record) -> None:
+    known = remote.journal.remote
+    if "model_uri" in known:
+        return
+    run_id = known["run_id"]
+    uri = find_logged(run_id) or log_model(
+        remote.journal.path(record.told["folder"]), run_id=run_id, tags=record.told["tags"]
+    )
+    remote.tracker.set_tags({"model_uri": uri})
+    remote.journal.remember(model_uri=uri)
+
+
+def _register(remote: Remote, record: Record) -> None:
+    journal, told = remote.journal, record.told
+    number = told["num_images"]
+
+    def files(kind: str) -> list[bytes]:
+        return [journal.path(f"gate/{kind}-{place}").read_bytes() for place in range(number)]
+
+    try:
+        became = enter_registry(
+            journal.remote["model_uri"],
+            files("image"),
+            files("mask") if told["masked"] else None,
+            np.asarray(told["expected"], dtype=np.float64),
+            tracking=TrackingConfig(**told["tracking"]),
+            tags=told["tags"],
+            description=told["description"].replace(PENDING, "this version"),
+            log_gate=lambda text: remote.tracker.log_text(text, GATE_FILE),
+        )
+    except NotRegistered as error:
+        mlflow.MlflowClient().search_experiments(max_results=1)  # or was it the server that failed?
+        journal.remember(refused=f"NotRegistered: {error}"[:2000])
+        became = f"not registered: {error}"
+    journal.remember(registered=became)
+    remote.tracker.set_tags({"registered": became})
+
+
+def _note(remote: Remote, record: Record) -> None:
+    became = escape_markdown(remote.journal.remote.get("registered", ""))
+    record_note(remote.tracker, str(record.told["note"]).replace(PENDING, became))

@@ -1,0 +1,66 @@
+"""Sends what interrupted and finished runs on this machine told while MLflow was away."""
+
+from __future__ import annotations
+
+import os
+
+import mlflow
+
+from cxr_mlflow.handover import handlers
+from cxr_mlflow.tracking.delivery import REQUEST, Delivery
+from cxr_mlflow.tracking.journal import Journal
+from cxr_mlflow.tracking.unfinished import OVER, Unfinished, hold_undelivered
+
+DIED = "its process died without a word"
+
+
+def sync_runs() -> tuple[list[str], bool]:
+    """Deliver every journal of this machine that no living process writes.
+
+    Returns
+    -------
+    lines : list of str
+        What became of each run.
+    all_sent : bool
+        Whether nothing is left to send.
+    """
+    for name, value in REQUEST.items():
+        os.environ.setdefault(name, value)
+    before = mlflow.get_tracking_uri()
+    with hold_undelivered() as runs:
+        try:
+            told = [sync_run(run) for run in runs]
+        finally:
+            mlflow.set_tracking_uri(before)
+    return [line for line, _ in told] or ["nothing to send"], all(sent for _, sent in told)
+
+
+def sync_run(run: Unfinished) -> tuple[str, bool]:
+    """Deliver the journal of a run; one that is over is then forgotten.
+
+    Returns
+    -------
+    line : str
+    sent : bool
+    """
+    mlflow.set_tracking_uri(run.command.place["tracking_uri"])
+    journal = Journal(run.journal)
+    records = list(journal)
+    if records and records[-1].verb != "end":
+        journal.append("end", {"status": "KILLED", "failure": DIED})
+    before = journal.sent
+    error = ""
+    try:
+        Delivery(journal, handlers()).deliver()
+    except Exception as failed:  # one run must not keep the others from arriving
+        error = " ".join(str(failed).split())[:300]
+    sent, number = journal.sent, len(journal)
+    journal.close()
+    name = f"{run.command.name} ({journal.remote.get('run_id', 'not at MLflow yet')})"
+    if error:
+        return f"! {name}: {number - sent} of {number} records not sent: {error}", False
+    if run.state == OVER:
+        run.forget()
+        return f"{name}: all {number} records have arrived", True
+    told = f"{number - before} sent" if number > before else "nothing to send"
+    return f"{name}: {told}; interrupted, its command goes on with it", True

@@ -1,0 +1,175 @@
+"""What a run tells, on this machine's disk before MLflow hears of it. Knows no MLflow.
+
+A journal is a folder: `records`, one line each with its checksum; `files`, what goes to the run's
+artifacts; `sent`, how many records have arrived; `remote.json`, what the other side answered.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxr_mlflow.data.storage import explained, sync, write_whole
+from cxr_mlflow.errors import InputError
+
+ADVICE = "name another folder with $CXR_STATE_DIR"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing a run told."""
+
+    number: int
+    """From 0, in the order told."""
+    verb: str
+    time: int
+    """Milliseconds since 1970, when it was told."""
+    told: Mapping[str, Any]
+
+
+class Journal:
+    """Records of one run. What `append` has returned from survives the death of this process.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there; else the journal is read and goes on. A last line that was cut off
+        in mid-write is dropped: nobody was told that it was kept.
+
+    Raises
+    ------
+    InputError
+        If an earlier line is damaged, or the disk is full or closed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._changed = threading.Condition()
+        with explained(folder, ADVICE):
+            (folder / "files").mkdir(parents=True, exist_ok=True)
+            path = folder / "records"
+            self._records, whole = _read(path)
+            self._file = path.open("ab")
+            self._file.truncate(whole)
+            sync(folder)
+
+    def append(self, verb: str, told: Mapping[str, Any]) -> Record:
+        """Add a record; durable on return."""
+        with self._changed:
+            record = Record(len(self._records), verb, int(time.time() * 1000), told)
+            with explained(self.folder, ADVICE):
+                self._file.write(_line(record))
+                self._file.flush()
+                sync(self.folder / "records")
+            self._records.append(record)
+            self._changed.notify_all()
+        return record
+
+    def keep(self, name: str, content: bytes | Path) -> str:
+        """Keep a file, or a copy of a file or folder; return its name within the journal.
+
+        Whatever is there under the name is replaced; records that mean the old content are about to
+        be followed by one that means the new.
+        """
+        target = self.folder / "files" / name
+        with explained(self.folder, ADVICE):
+            if isinstance(content, Path) and content.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+                shutil.copytree(content, target)
+                for path in (*target.rglob("*"), target):
+                    sync(path)
+            else:
+                with write_whole(target, ADVICE) as part:
+                    if isinstance(content, Path):
+                        shutil.copyfile(content, part)
+                    else:
+                        part.write_bytes(content)
+        return name
+
+    def path(self, name: str) -> Path:
+        """Where a kept file is."""
+        return self.folder / "files" / name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(list(self._records))
+
+    def after(self, number: int, *, seconds: float) -> Record | None:
+        """Return the record of that number, waiting for it a while; None if it does not come."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._records) > number, timeout=seconds)
+            return self._records[number] if len(self._records) > number else None
+
+    def wake(self) -> None:
+        """End the waiting of `after`."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def sent(self) -> int:
+        """How many records have arrived."""
+        try:
+            return int((self.folder / "sent").read_text())
+        except (OSError, ValueError):  # then they are sent again, which changes nothing
+            return 0
+
+    @sent.setter
+    def sent(self, number: int) -> None:
+        with write_whole(self.folder / "sent", ADVICE) as part:
+            part.write_text(str(number))
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether everything told has arrived."""
+        return self.sent >= len(self)
+
+    @property
+    def remote(self) -> dict[str, str]:
+        """What the other side answered: the run's id, the version of its model."""
+        try:
+            found: dict[str, str] = json.loads((self.folder / "remote.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def remember(self, **answers: str) -> None:
+        """Keep what the other side answered; an empty text forgets."""
+        known = {name: value for name, value in {**self.remote, **answers}.items() if value}
+        with write_whole(self.folder / "remote.json", ADVICE) as part:
+            part.write_text(json.dumps(known), encoding="utf-8")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+def _line(record: Record) -> bytes:
+    told = [record.number, record.verb, record.time, record.told]
+    text = json.dumps(told, separators=(",", ":"), allow_nan=False).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _read(path: Path) -> tuple[list[Record], int]:
+    """Records of a file, and how many of its bytes they take."""
+    records: list[Record] = []
+    whole = 0
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for place, line in enumerate(lines):
+        checksum, _, text = line.partition(b" ")
+        if line.endswith(b"\n") and checksum == b"%08x" % zlib.crc32(text.rstrip(b"\n")):
+            records.append(Record(*json.loads(text)))
+            whole += len(line)
+        elif place < len(lines) - 1:
+            raise InputError(
+                f"{path}: line {place + 1} is damaged; --fresh true starts the run over"
+            )
+    return records, whole

@@ -1,0 +1,216 @@
+"""A run that is told to a journal first: the tracking server may be slow, ill, or gone."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.tracking.context import registry as context_registry
+
+from cxr_mlflow.errors import InputError
+from cxr_mlflow.tracking.delivery import JOURNAL, Delivery, Handler
+from cxr_mlflow.tracking.journal import Journal
+from cxr_mlflow.tracking.processes import end_with_parent, own_process
+from cxr_mlflow.tracking.run import Stopped, Terminated, joined_run, sigterm_raises
+from cxr_mlflow.tracking.system_metrics import SystemMetrics
+from cxr_mlflow.tracking.tracker import Log, describe_dataset
+
+FIRST_CONTACT_SECONDS = 10.0
+"""Longest wait for MLflow before the training begins without it."""
+LAST_SECONDS = 60.0
+"""Longest time without any progress after which a finished training no longer waits for MLflow."""
+LAST_SECONDS_KILLED = 5.0
+
+
+class JournaledLog(Log):
+    """Logs to a journal. What was told before, by an interrupted attempt, is told once.
+
+    Of a number, a picture and a parameter the first telling stands, of tags and files the last.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self._lock = threading.Lock()
+        self._metrics: set[tuple[str, int]] = set()
+        self._once: set[str] = set()
+        self._latest: dict[str, str] = {}
+        for record in journal:
+            told = record.told
+            if record.verb == "metrics":
+                self._metrics |= {(name, told["step"]) for name in told["metrics"]}
+            elif record.verb == "file":
+                self._latest[f"file {told['file']}"] = told["digest"]
+            elif record.verb == "tags":
+                self._latest |= {f"tag {name}": value for name, value in told["tags"].items()}
+            elif "once" in told:
+                self._once.add(told["once"])
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run; 'not known yet' until MLflow has answered for the first time."""
+        return self.journal.remote.get("run_id", "not known yet")
+
+    @property
+    def experiment_id(self) -> str:
+        """Id of its experiment, empty until MLflow has answered."""
+        return self.journal.remote.get("experiment_id", "")
+
+    def artifact_uri(self) -> str:
+        """Where the run's files are, or are kept until MLflow answers."""
+        return self.journal.remote.get("artifact_uri") or str(self.journal.folder / "files")
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Log what the run was made with."""
+        self.once("params", "params", {"params": dict(params)})
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None) -> None:
+        """Log finite numbers that were not told for this step before."""
+        at = step or 0
+        with self._lock:
+            told = {
+                name: float(value)
+                for name, value in metrics.items()
+                if np.isfinite(value) and (name, at) not in self._metrics
+            }
+            if told:
+                self.journal.append("metrics", {"metrics": told, "step": at})
+                self._metrics |= {(name, at) for name in told}
+
+    def last_step(self, prefix: str) -> int:
+        """Last step of the metrics whose names begin so; -1 if there is none."""
+        with self._lock:
+            return max((at for name, at in self._metrics if name.startswith(prefix)), default=-1)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; old values are replaced."""
+        new = {k: v for k, v in tags.items() if self._latest.get(f"tag {k}") != v}
+        if new:
+            self.journal.append("tags", {"tags": new})
+            self._latest |= {f"tag {name}": value for name, value in new.items()}
+
+    def log_bytes(self, content: bytes, path: str) -> None:
+        """Log a file of the given content."""
+        self._log(path, content, hashlib.sha256(content).hexdigest())
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Log a file as it is."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._log(f"{folder}/{path.name}" if folder else path.name, path, digest)
+
+    def _log(self, path: str, content: bytes | Path, digest: str) -> None:
+        name = f"artifacts/{path}"
+        if self._latest.get(f"file {name}") != digest:
+            self.journal.keep(name, content)
+            folder = str(Path(path).parent)
+            self.journal.append("file", {"file": name, "folder": folder, "digest": digest})
+            self._latest[f"file {name}"] = digest
+
+    def log_image(self, png: bytes, key: str, step: int) -> None:
+        """Log a picture under a key, unless there is one of this key and step."""
+        name = f"images/{key}+{step}.png"
+        if name not in self._once:
+            self.journal.keep(name, png)
+            self.once("image", name, {"file": name, "key": key, "step": step})
+
+    def log_dataset(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
+        """Log a table of images as an MLflow dataset input of the run."""
+        dataset = describe_dataset(table, name=name, digest=digest)
+        self.once("dataset", f"dataset {context}", {"dataset": dataset, "context": context})
+
+    def once(self, verb: str, name: str, told: Mapping[str, object]) -> None:
+        """Add a record unless an earlier attempt added one of that name."""
+        if name not in self._once:
+            self.journal.append(verb, {**told, "once": name})
+            self._once.add(name)
+
+
+class JournaledRun(JournaledLog):
+    """An open run: its journal, and the thread that sends it."""
+
+    def __init__(self, journal: Journal, handlers: Mapping[str, Handler]) -> None:
+        super().__init__(journal)
+        self.delivery = Delivery(journal, handlers)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether all that was told has arrived."""
+        return self.journal.all_sent
+
+
+@contextmanager
+def open_journaled(
+    journal: Journal,
+    journal_id: str,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    *,
+    handlers: Mapping[str, Handler],
+) -> Iterator[JournaledRun]:
+    """Open a run, or go on with the journal's, or join the one that `mlflow run` opened.
+
+    It ends as FINISHED, as FAILED with the tag `failure` if an error leaves the block, or as
+    KILLED at Ctrl-C, SIGTERM and `Stopped`. Waits at most `FIRST_CONTACT_SECONDS` for MLflow.
+
+    Parameters
+    ----------
+    journal, journal_id
+        Of an `Unfinished`.
+    experiment, name : str
+        Of a new run.
+    tags, params : mapping
+    handlers : mapping of verb to callable
+        See `Delivery`.
+
+    Raises
+    ------
+    InputError
+        If MLflow answers and refuses the run as it is told.
+    """
+    told = {**tags, JOURNAL: journal_id, "mlflow.runName": name, **own_process()}
+    run = JournaledRun(journal, handlers)
+    with sigterm_raises():
+        end_with_parent()
+        journal.append(
+            "open",
+            {
+                "experiment": experiment,
+                "tags": context_registry.resolve_tags(told),
+                "joined": joined_run(),
+            },
+        )
+        run.log_params(params)
+        run.delivery.start()
+        status, failure, patience = "FAILED", "", LAST_SECONDS
+        try:
+            run.delivery.wait(seconds=FIRST_CONTACT_SECONDS)
+            if error := run.delivery.refusal:
+                raise (
+                    error
+                    if isinstance(error, InputError)
+                    else InputError(
+                        f"MLFLOW_TRACKING_URI={mlflow.get_tracking_uri()} refuses the run: {error}"
+                    )
+                ) from error
+            with SystemMetrics(run):
+                yield run
+            status = "FINISHED"
+        except (KeyboardInterrupt, Terminated, Stopped) as error:
+            status, patience = "KILLED", LAST_SECONDS_KILLED
+            failure = str(error) if isinstance(error, Stopped) else type(error).__name__
+            raise
+        except BaseException as error:
+            failure = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            journal.append("end", {"status": status, "failure": failure})
+            run.delivery.wait(seconds=patience)
+            run.delivery.stop()

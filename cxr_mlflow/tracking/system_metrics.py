@@ -1,0 +1,67 @@
+"""Load and memory of the machine while a run goes on, told to its journal like all else."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+from cxr_mlflow.errors import InputError
+
+if TYPE_CHECKING:
+    from cxr_mlflow.tracking.journaled import JournaledLog
+
+SECONDS = 10.0
+PREFIX = "system/"
+
+
+class SystemMetrics:
+    """Measures with MLflow's own monitors, every ten seconds, in a thread.
+
+    MLflow's thread asks the server each time whether the run still goes on, and ends for good when
+    it does not answer once.
+    """
+
+    def __init__(self, log: JournaledLog) -> None:
+        self.log = log
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="system-metrics")
+
+    def __enter__(self) -> SystemMetrics:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        with contextlib.suppress(Exception):  # no nvidia-ml-py, no driver, no GPU: each its own
+            monitors.append(GPUMonitor())
+        step = self.log.last_step(PREFIX) + 1
+        while True:
+            for monitor in monitors:
+                monitor.collect_metrics()
+            found = {k: v for m in monitors for k, v in m.aggregate_metrics().items()}
+            try:
+                self.log.log_metrics({f"{PREFIX}{k}": v for k, v in found.items()}, step=step)
+            except InputError:  # the disk is full: the training itself says so at its next word
+                return
+            for monitor in monitors:
+                monitor.clear_metrics()
+            step += 1
+            if self._stop.wait(SECONDS):
+                return
