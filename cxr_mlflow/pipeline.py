@@ -118,11 +118,12 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
             summary, run, tracking_uri, became or "not registered (--register false)"
         )
         lines += undelivered_lines(run)
+        run_id = run.run_id
         if run.is_delivered:
             unfinished.forget()
     if "refused" in known:
         raise NotRegistered(known["refused"].removeprefix("NotRegistered: "))
-    return Outcome(run.run_id, result.metrics, known.get("registered"), tuple(lines))
+    return Outcome(run_id, result.metrics, known.get("registered"), tuple(lines))
 
 
 def conduct(

@@ -55,7 +55,6 @@ def sync_run(run: Unfinished) -> tuple[str, bool]:
     except Exception as failed:  # one run must not keep the others from arriving
         error = " ".join(str(failed).split())[:300]
     sent, number = journal.sent, len(journal)
-    journal.close()
     name = f"{run.command.name} ({journal.remote.get('run_id', 'not at MLflow yet')})"
     if error:
         return f"! {name}: {number - sent} of {number} records not sent: {error}", False

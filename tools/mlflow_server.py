@@ -108,7 +108,9 @@ def running(
 
 
 @contextmanager
-def serve_mlflow(store: str, folder: Path, *, artifacts: Path | None = None) -> Iterator[str]:
+def serve_mlflow(
+    store: str, folder: Path, *, artifacts: Path | None = None, port: int | None = None
+) -> Iterator[str]:
     """Run `mlflow server` on loopback: one worker, no background jobs, no telemetry.
 
     Parameters
@@ -120,6 +122,8 @@ def serve_mlflow(store: str, folder: Path, *, artifacts: Path | None = None) -> 
     artifacts : Path, optional
         Where clients of the server put their files; `folder`/mlartifacts by default. Runs that
         were made without a server have theirs where they are.
+    port : int, optional
+        A free one by default.
 
     Yields
     ------
@@ -133,7 +137,7 @@ def serve_mlflow(store: str, folder: Path, *, artifacts: Path | None = None) -> 
     """
     if store.startswith(SQLITE):
         store = f"{SQLITE}{Path(store.removeprefix(SQLITE)).resolve()}"
-    port = free_port()
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--backend-store-uri", store]

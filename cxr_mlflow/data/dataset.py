@@ -93,7 +93,7 @@ class EpochSampler(Sampler[Draw]):
 
     def start_at(self, epoch: int, done: int = 0) -> None:
         """Stand in an epoch, behind the images of it that were drawn already."""
-        self.epoch, self.done = epoch, done
+        self.epoch, self.done = epoch, min(done, self.size)  # the last batch may be short
 
     def __len__(self) -> int:
         return self.size - self.done

@@ -13,6 +13,7 @@ from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 from requests.exceptions import RequestException
+from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.tracking.journal import Journal, Record
@@ -29,7 +30,6 @@ REFUSALS = frozenset(
     databricks_pb2.ErrorCode.Name(code)
     for code in (
         databricks_pb2.INVALID_PARAMETER_VALUE,
-        databricks_pb2.BAD_REQUEST,
         databricks_pb2.PERMISSION_DENIED,
         databricks_pb2.UNAUTHENTICATED,
         databricks_pb2.ENDPOINT_NOT_FOUND,
@@ -261,4 +261,4 @@ def is_refusal(error: Exception) -> bool:
     """Whether the answer would be the same at another try."""
     if isinstance(error, MlflowException):
         return str(error.error_code) in REFUSALS
-    return not isinstance(error, (RequestException, OSError))
+    return not isinstance(error, (RequestException, OSError, SQLAlchemyError))

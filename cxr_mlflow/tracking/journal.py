@@ -7,6 +7,7 @@ artifacts; `sent`, how many records have arrived; `remote.json`, what the other 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -54,20 +55,20 @@ class Journal:
         self._changed = threading.Condition()
         with explained(folder, ADVICE):
             (folder / "files").mkdir(parents=True, exist_ok=True)
-            path = folder / "records"
-            self._records, whole = _read(path)
-            self._file = path.open("ab")
-            self._file.truncate(whole)
+            self._path = folder / "records"
+            self._records, whole = _read(self._path)
+            with self._path.open("ab") as file:
+                file.truncate(whole)
             sync(folder)
 
     def append(self, verb: str, told: Mapping[str, Any]) -> Record:
         """Add a record; durable on return."""
         with self._changed:
             record = Record(len(self._records), verb, int(time.time() * 1000), told)
-            with explained(self.folder, ADVICE):
-                self._file.write(_line(record))
-                self._file.flush()
-                sync(self.folder / "records")
+            with explained(self.folder, ADVICE), self._path.open("ab") as file:
+                file.write(_line(record))
+                file.flush()
+                os.fsync(file.fileno())
             self._records.append(record)
             self._changed.notify_all()
         return record
@@ -146,11 +147,6 @@ class Journal:
         known = {name: value for name, value in {**self.remote, **answers}.items() if value}
         with write_whole(self.folder / "remote.json", ADVICE) as part:
             part.write_text(json.dumps(known), encoding="utf-8")
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
-
 
 def _line(record: Record) -> bytes:
     told = [record.number, record.verb, record.time, record.told]

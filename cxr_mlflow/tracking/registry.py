@@ -98,12 +98,31 @@ def register(
     """
     if not gate.ok:
         raise NotRegistered(f"{model_uri} is not registered: {'; '.join(gate.reasons)}")
-    version = mlflow.register_model(model_uri, name, tags={**(tags or {}), **gate.tags()})
-    client = mlflow.MlflowClient()
-    if description:
-        client.update_model_version(name, version.version, _fitting(description))
-    client.set_registered_model_alias(name, CHALLENGER, version.version)
-    return str(version.version)
+    told = {**(tags or {}), **gate.tags()}
+    with _locked(default_lock()):  # MLflow counts versions and inserts aliases: two at once fail
+        version = find_version(model_uri, name)
+        if version is None:  # a process may have died between this and what follows
+            version = str(mlflow.register_model(model_uri, name, tags=told).version)
+        client = mlflow.MlflowClient()
+        if description:
+            client.update_model_version(name, version, _fitting(description))
+        client.set_registered_model_alias(name, CHALLENGER, version)
+    return version
+
+
+def find_version(model_uri: str, name: str) -> str | None:
+    """Find the version that a logged model `models:/m-...` was registered as; None if it was not.
+
+    Parameters
+    ----------
+    model_uri, name : str
+        Logged model, and registered model.
+    """
+    model_id = model_uri.removeprefix("models:/")
+    for found in mlflow.MlflowClient().search_model_versions(f"name = '{name}'"):
+        if found.model_id == model_id:
+            return str(found.version)
+    return None
 
 
 def promote(

@@ -34,7 +34,7 @@ class Killed(Exception):
 def train(folder, *, kill_after=None, seconds=0.0, warn=pytest.fail, decay=0.9):
     """Train as `fitting.train` does: from the newest checkpoint, if there is one."""
     torch.manual_seed(torch.seed() % 1000)  # whatever the process did before
-    network, data = small_net(), toy()
+    network, data = small_net(), toy(90)
     loader = DataLoader(data, batch_size=16, sampler=ShuffledByEpoch(len(data)))
     optimizer = build_optimizer(network, lr=0.01, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=EPOCHS * STEPS)

@@ -38,7 +38,7 @@ class ShuffledByEpoch(torch.utils.data.Sampler):
         self.num = num
 
     def start_at(self, epoch: int, done: int = 0) -> None:
-        self.epoch, self.done = epoch, done
+        self.epoch, self.done = epoch, min(done, self.num)
 
     def __len__(self) -> int:
         return self.num - self.done

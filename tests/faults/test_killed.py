@@ -1,0 +1,245 @@
+"""Killed at any moment, the same command goes on, and nobody can tell afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import LoggedModelStatus
+from PIL import Image
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+DIE = Path(__file__).with_name("die.py")
+OPTIONS = {
+    "model": "cnn",
+    "epochs": "3",
+    "image-size": "32",
+    "batch-size": "16",
+    "bootstrap-samples": "100",
+    "device": "cpu",
+    "checkpoint-minutes": "0",
+}
+CLOCK = ("train/seconds", "train/images_per_second", "system/")
+MOMENTS = {
+    "in the first words": "cxr_mlflow.tracking.journal:Journal.append:after:4",
+    "in a step": "cxr_mlflow.training.loop:train_step:before:3",
+    "behind the last step of an epoch": "cxr_mlflow.training.loop:predict:before:1",
+    "in a checkpoint": "cxr_mlflow.data.storage:sync:before:2:.checkpoint-",
+    "behind a checkpoint": "cxr_mlflow.training.checkpoint:Checkpoints.write:after:2",
+    "behind the first epoch": "cxr_mlflow.training.callbacks:BestWeights.on_epoch_end:after:1",
+    "between answer and note": "cxr_mlflow.tracking.tracker:Tracker.log_metrics:after:2",
+    "in the export": "cxr_mlflow.serving.package:write_folder:before:1",
+    "in the model's upload": "cxr_mlflow.serving.package:Model.log:after:1",
+    "behind the version": "mlflow:register_model:after:1",
+    "before the alias": "cxr_mlflow.registration:promote:before:1",
+    "behind the end": "cxr_mlflow.tracking.delivery:Remote._end:after:1",
+}
+
+
+class World:
+    """A folder with a store, where the same command is typed again and again."""
+
+    def __init__(self, folder: Path, empty_store: Path, data: Path, cache: Path) -> None:
+        self.folder = folder
+        (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.args = ["--data-dir", str(data), "--cache-dir", str(cache)]
+
+    def type(self, moment: str | None = None, **options: str) -> subprocess.CompletedProcess[str]:
+        """Type the command; with a moment, it dies there."""
+        start = [str(DIE), moment] if moment else ["-m", "cxr_mlflow"]
+        told = [w for k, v in {**OPTIONS, **options}.items() for w in (f"--{k}", v)]
+        return subprocess.run(
+            [sys.executable, *start, "train", *self.args, *told],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={
+                **os.environ,
+                "MLFLOW_TRACKING_URI": self.uri,
+                "CXR_STATE_DIR": str(self.folder / "state"),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(DIE.parents[2]),
+            },
+        )
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        mlflow.set_tracking_uri(self.uri)
+        return mlflow.MlflowClient()
+
+    def runs(self):
+        experiment = self.client.get_experiment_by_name("chest-xray")
+        return self.client.search_runs([experiment.experiment_id])
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory, empty_store, demo_dir, cache_dir):
+    """One run that nothing happened to, and one that was killed at every moment in turn."""
+
+    def world(name: str) -> World:
+        return World(tmp_path_factory.mktemp(name), empty_store, demo_dir, cache_dir)
+
+    whole, killed = world("whole"), world("killed")
+    done = whole.type()
+    assert done.returncode == 0, done.stderr
+    for moment in MOMENTS.values():
+        died = killed.type(moment)
+        assert died.returncode == -signal.SIGKILL, f"{moment}: {died.stderr[-2000:]}"
+    done = killed.type()
+    assert done.returncode == 0, done.stderr
+    assert f"(attempt {len(MOMENTS) + 1})" in done.stderr
+    return whole, killed
+
+
+def artifacts(world: World, run_id: str, folder: str = "") -> set[str]:
+    found = world.client.list_artifacts(run_id, folder or None)
+    inner = [artifacts(world, run_id, f.path) for f in found if f.is_dir]
+    plain = {f.path.partition("+timestamp")[0] for f in found if not f.is_dir}
+    return plain.union(*inner)
+
+
+def test_there_is_one_run_and_it_is_finished(worlds):
+    for world in worlds:
+        (run,) = world.runs()
+        assert run.info.status == "FINISHED"
+        assert "failure" not in run.data.tags
+    assert run.data.tags["attempts"] == str(len(MOMENTS) + 1)
+
+
+def test_the_weights_are_the_same_to_the_bit(worlds):
+    def weights(world: World):
+        (run,) = world.runs()
+        path = world.client.download_artifacts(run.info.run_id, "weights/weights.safetensors")
+        return load_file(path)
+
+    whole, killed = map(weights, worlds)
+    assert whole.keys() == killed.keys()
+    for name, tensor in whole.items():
+        assert tensor.numpy().tobytes() == killed[name].numpy().tobytes(), name
+
+
+def test_the_history_is_the_same_with_no_step_missing_or_twice(worlds):
+    def history(world: World):
+        (run,) = world.runs()
+        keys = [key for key in run.data.metrics if not key.startswith(CLOCK)]
+        client, run_id = world.client, run.info.run_id
+        return {k: [(m.step, m.value) for m in client.get_metric_history(run_id, k)] for k in keys}
+
+    whole, killed = map(history, worlds)
+    assert [step for step, _ in whole["val/f1_macro"]] == [1, 2, 3]
+    assert killed == whole
+
+
+def test_every_clock_metric_is_there_once(worlds):
+    _, killed = worlds
+    (run,) = killed.runs()
+    found = killed.client.get_metric_history(run.info.run_id, "train/seconds")
+    assert [m.step for m in found] == [1, 2, 3]
+
+
+def test_the_artifacts_are_the_same(worlds):
+    whole, killed = ((world, world.runs()[0].info.run_id) for world in worlds)
+    assert artifacts(*killed) == artifacts(*whole)
+    pictures = [f.path for f in killed[0].client.list_artifacts(killed[1], "images")]
+    assert len(pictures) == len({p.partition("+timestamp")[0] for p in pictures}) * 2
+
+
+def test_there_is_one_model_and_one_version_the_champion(worlds):
+    for world in worlds:
+        (run,) = world.runs()
+        models = world.client.search_logged_models([run.info.experiment_id])
+        assert [model.status for model in models] == [LoggedModelStatus.READY]
+        (version,) = world.client.search_model_versions("name = 'cxr-classifier-demo'")
+        champion = world.client.get_model_version_by_alias("cxr-classifier-demo", "champion")
+        assert champion.version == version.version
+        assert version.model_id == models[0].model_id
+        assert "pending" not in run.data.tags["mlflow.note.content"]
+
+
+def test_nothing_is_left_on_the_disk(worlds):
+    _, killed = worlds
+    assert list((killed.folder / "state" / "runs").iterdir()) == []
+
+
+def test_typed_again_it_is_a_new_run(worlds):
+    whole, _ = worlds
+    done = whole.type(register="false")
+    assert done.returncode == 0
+    assert "attempt" not in done.stderr
+    assert len(whole.runs()) == 2
+
+
+def test_other_options_do_not_resume_and_changed_data_refuses(
+    tmp_path_factory, tmp_path, empty_store, cache_dir
+):
+    from cxr_mlflow.data.demo import write_demo
+
+    data = write_demo(tmp_path / "data" / "demo", num_per_class=16)
+    world = World(tmp_path_factory.mktemp("changed"), empty_store, data, cache_dir)
+    assert world.type(MOMENTS["in a step"]).returncode == -signal.SIGKILL
+
+    other = world.type(lr="0.002", register="false", epochs="1")
+    assert other.returncode == 0
+    assert "not resumed: an interrupted run (" in other.stderr
+    assert "lr was 0.001, is 0.002" in other.stderr
+    dead, new = sorted(world.runs(), key=lambda run: run.info.start_time)
+    assert (dead.info.status, new.info.status) == ("KILLED", "FINISHED")
+    assert dead.data.tags["failure"] == "its process died without a word"
+
+    victim = sorted((data / "Normal" / "images").iterdir())[0]
+    with Image.open(victim) as picture:
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(victim)
+    refused = world.type()
+    assert refused.returncode == 2
+    assert "cannot go on" in refused.stderr
+    assert "data digest was" in refused.stderr
+    assert "--fresh true starts over" in refused.stderr
+    fresh = world.type(fresh="true", epochs="3", register="false")
+    assert fresh.returncode == 0, fresh.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_says_so_and_goes_on(world_of_one, number):
+    world = world_of_one
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cxr_mlflow", "train", *world.args]
+        + [w for k, v in {**OPTIONS, "epochs": "40"}.items() for w in (f"--{k}", v)],
+        cwd=world.folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "MLFLOW_TRACKING_URI": world.uri,
+            "CXR_STATE_DIR": str(world.folder / "state"),
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if line.startswith("epoch"):
+            process.send_signal(number)
+            break
+    told += process.stderr.readlines()
+    process.stderr.close()
+    assert process.wait(60) != 0
+    assert "The same command goes on from the last checkpoint" in "".join(told)
+    (run,) = world.runs()
+    assert run.info.status == "KILLED"
+    assert run.data.tags["failure"] in ("KeyboardInterrupt", "Terminated")
+
+
+@pytest.fixture
+def world_of_one(tmp_path, empty_store, demo_dir, cache_dir):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield World(tmp_path, empty_store, demo_dir, cache_dir)

@@ -1,0 +1,249 @@
+"""The tracking server dies, comes back, hangs and errs: all arrives once, with its own time."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import mlflow
+import pytest
+from matplotlib.figure import Figure
+
+from cxr_mlflow.errors import InputError
+from cxr_mlflow.tracking import delivery as delivery_module
+from cxr_mlflow.tracking.delivery import Delivery
+from cxr_mlflow.tracking.journal import Journal
+from cxr_mlflow.tracking.journaled import open_journaled
+from tools.mlflow_server import free_port, serve_mlflow
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(delivery_module, "LONGEST_PAUSE", 1.0)
+    monkeypatch.setitem(delivery_module.REQUEST, "MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    for name in delivery_module.REQUEST:
+        monkeypatch.delenv(name, raising=False)
+    yield
+    for name in delivery_module.REQUEST:
+        os.environ.pop(name, None)
+
+
+def open_run(journal, params=None, **tags):
+    return open_journaled(journal, "j1", "lab", "a run", tags, params or {"lr": "0.1"}, handlers={})
+
+
+def tell(run, epochs):
+    for epoch in epochs:
+        run.log_metrics({"val/loss": 1 / epoch, "val/f1": 0.5}, step=epoch)
+        run.log_text(f"after epoch {epoch}", "note.md")
+
+
+def the_run(uri):
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("lab").experiment_id])
+    return client, run
+
+
+def check(uri, journal, epochs):
+    """All the journal holds is at MLflow: once, and as measured then."""
+    client, run = the_run(uri)
+    history = client.get_metric_history(run.info.run_id, "val/loss")
+    times = [r.time for r in journal if r.verb == "metrics" and "val/loss" in r.told["metrics"]]
+    assert [(m.step, m.value) for m in history] == [(e, 1 / e) for e in epochs]
+    assert [m.timestamp for m in history] == times
+    assert run.data.params["lr"] == "0.1"
+    path = client.download_artifacts(run.info.run_id, "note.md")
+    with open(path) as file:
+        assert file.read() == f"after epoch {epochs[-1]}"
+    return run
+
+
+@pytest.fixture
+def store(tmp_path, empty_store):
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return tmp_path / "server"
+
+
+def serve(store, port):
+    return serve_mlflow(f"sqlite:///{store / 'mlflow.db'}", store, port=port)
+
+
+def test_a_server_that_dies_in_the_middle_and_comes_back(tmp_path, store):
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    mlflow.set_tracking_uri(uri)
+    journal = Journal(tmp_path / "journal")
+    with serve(store, port):
+        context = open_run(journal)
+        run = context.__enter__()
+        tell(run, [1, 2])
+        assert run.delivery.wait(seconds=20)
+    tell(run, range(3, 40))  # nobody answers, and nobody waits
+    assert not run.is_delivered
+    with serve(store, port):
+        context.__exit__(None, None, None)
+        assert run.is_delivered
+        assert check(uri, journal, range(1, 40)).info.status == "FINISHED"
+
+
+def test_down_at_the_start_and_never_back_it_is_sent_later(tmp_path, store, monkeypatch):
+    monkeypatch.setattr("cxr_mlflow.tracking.journaled.FIRST_CONTACT_SECONDS", 1.0)
+    monkeypatch.setattr("cxr_mlflow.tracking.journaled.LAST_SECONDS", 1.0)
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    mlflow.set_tracking_uri(uri)
+    journal = Journal(tmp_path / "journal")
+    figure = Figure()
+    with open_run(journal) as run:
+        assert run.run_id == "not known yet"
+        tell(run, [1, 2, 3])
+        run.log_comparable(figure, "curves")
+    assert not run.is_delivered
+    assert run.delivery.trouble
+    with serve(store, port):
+        Delivery(Journal(tmp_path / "journal"), {}).deliver()
+        found = check(uri, journal, [1, 2, 3])
+        assert found.info.status == "FINISHED"
+        assert found.info.run_name == "a run"
+        opened, *_, ended = journal
+        assert (found.info.start_time, found.info.end_time) == (opened.time, ended.time)
+
+
+def test_sent_twice_it_is_there_once(tmp_path, tracking):
+    """A process may die between MLflow's answer and its note of it, at any record."""
+    journal = Journal(tmp_path / "journal")
+    figure = Figure()
+    figure.subplots()
+    with open_run(journal) as run:
+        tell(run, [1, 2, 3])
+        run.log_comparable(figure, "curves")
+        run.set_tags({"a": "b"})
+    for already in range(len(journal)):
+        journal.sent = already
+        Delivery(journal, {}).deliver()
+    found = check(tracking, journal, [1, 2, 3])
+    client, _ = the_run(tracking)
+    assert len(client.list_artifacts(found.info.run_id, "images")) == 2  # the picture, and small
+    assert found.info.status == "FINISHED"
+
+
+def test_a_run_that_was_deleted_is_told_anew(tmp_path, tracking):
+    journal = Journal(tmp_path / "journal")
+    with open_run(journal) as run:
+        tell(run, [1, 2])
+    client, first = the_run(tracking)
+    client.delete_run(first.info.run_id)
+    with open_run(Journal(tmp_path / "journal")) as run:
+        tell(run, [2, 3])
+    _, second = the_run(tracking)
+    assert second.info.run_id != first.info.run_id
+    check(tracking, Journal(tmp_path / "journal"), [1, 2, 3])
+
+
+def test_an_interrupted_run_is_running_again_and_forgets_its_failure(tmp_path, tracking):
+    with pytest.raises(KeyboardInterrupt), open_run(Journal(tmp_path / "journal")) as run:
+        tell(run, [1])
+        raise KeyboardInterrupt
+    _, found = the_run(tracking)
+    assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "KeyboardInterrupt")
+    with open_run(Journal(tmp_path / "journal")) as run:
+        assert run.delivery.wait(seconds=10)
+        _, found = the_run(tracking)
+        assert found.info.status == "RUNNING"
+        assert "failure" not in found.data.tags
+    _, found = the_run(tracking)
+    assert found.info.status == "FINISHED"
+
+
+def test_an_error_is_told_as_failed_with_its_reason(tmp_path, tracking):
+    with pytest.raises(ZeroDivisionError), open_run(Journal(tmp_path / "journal")):
+        raise ZeroDivisionError("nothing to divide")
+    _, found = the_run(tracking)
+    assert found.info.status == "FAILED"
+    assert found.data.tags["failure"] == "ZeroDivisionError: nothing to divide"
+
+
+def test_what_mlflow_run_says_otherwise_is_refused_at_once(tmp_path, tracking, monkeypatch):
+    client = mlflow.MlflowClient()
+    joined = client.create_run(client.create_experiment("lab")).info.run_id
+    client.log_param(joined, "lr", "0.5")
+    monkeypatch.setenv("MLFLOW_RUN_ID", joined)
+    with pytest.raises(InputError, match=r"the run says lr=0\.5, the command line 0\.1"):
+        open_run(Journal(tmp_path / "journal")).__enter__()
+
+
+def test_the_run_of_a_second_mlflow_run_is_closed_with_a_link(tmp_path, tracking, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), open_run(Journal(tmp_path / "journal")) as run:
+        raise KeyboardInterrupt
+    first = run.run_id
+    client = mlflow.MlflowClient()
+    home = client.get_run(first).info.experiment_id
+    joined = client.create_run(home).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", joined)
+    with open_run(Journal(tmp_path / "journal")) as run:
+        assert run.run_id == first
+    other = client.get_run(joined)
+    assert other.info.status == "FINISHED"
+    assert other.data.tags["continued_in"] == first
+    assert first in other.data.tags["mlflow.note.content"]
+    assert other.info.run_name == "a run (continued)"
+
+
+@contextmanager
+def ill_server(answer):
+    """A server that takes every request and gives a bad answer, or none."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer(self)
+
+        do_POST = do_PATCH = do_PUT = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def errs(request):
+    request.send_error(500)
+
+
+def hangs(request):
+    time.sleep(30)
+
+
+def talks_nonsense(request):
+    request.send_response(200)
+    request.end_headers()
+    request.wfile.write(b"<html>a login page</html>")
+
+
+@pytest.mark.parametrize("answer", [errs, hangs, talks_nonsense])
+def test_a_server_that_is_ill_does_not_hold_the_training_up(tmp_path, answer, monkeypatch):
+    monkeypatch.setattr("cxr_mlflow.tracking.journaled.FIRST_CONTACT_SECONDS", 1.0)
+    monkeypatch.setattr("cxr_mlflow.tracking.journaled.LAST_SECONDS", 1.0)
+    with ill_server(answer) as uri:
+        mlflow.set_tracking_uri(uri)
+        journal = Journal(tmp_path / "journal")
+        begin = time.monotonic()
+        with open_run(journal) as run:
+            tell(run, range(1, 30))
+        assert time.monotonic() - begin < 60  # one request that is waited for takes 30
+        assert not run.is_delivered
+        assert run.delivery.refusal is None
+        assert len([r for r in journal if r.verb == "metrics"]) >= 29
