@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import mlflow
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +13,7 @@ from cxr_mlflow.config import TrackingConfig
 from cxr_mlflow.evaluation.note import escape_markdown
 from cxr_mlflow.registration import GATE_FILE, enter_registry
 from cxr_mlflow.serving.package import find_logged, log_model
+from cxr_mlflow.tracking.cards import deliver_card
 from cxr_mlflow.tracking.delivery import Handler, Remote
 from cxr_mlflow.tracking.journal import Record
 from cxr_mlflow.tracking.journaled import JournaledLog
@@ -78,7 +78,7 @@ def tell_note(run: JournaledLog, note: str) -> None:
 
 def handlers() -> dict[str, Handler]:
     """What is done at MLflow with these words."""
-    return {"model": _log_model, "register": _register, "note": _note}
+    return {"model": _log_model, "register": _register, "card": deliver_card, "note": _note}
 
 
 def _log_model(remote: Remote, record: Record) -> None:
@@ -112,7 +112,7 @@ def _register(remote: Remote, record: Record) -> None:
             log_gate=lambda text: remote.tracker.log_text(text, GATE_FILE),
         )
     except NotRegistered as error:
-        mlflow.MlflowClient().search_experiments(max_results=1)  # or was it the server that failed?
+        remote.ask()  # was it the server that failed, it is tried again
         journal.remember(refused=f"NotRegistered: {error}"[:2000])
         became = f"not registered: {error}"
     journal.remember(registered=became)

@@ -22,6 +22,7 @@ from cxr_mlflow.attempts import (
     undelivered_lines,
 )
 from cxr_mlflow.calibrate import Calibration, CalibrationCheck, calibrate, check
+from cxr_mlflow.card import card_figures, card_of
 from cxr_mlflow.config import RunConfig
 from cxr_mlflow.controls import audit_study, source_controls
 from cxr_mlflow.data.prepare import prepare
@@ -32,6 +33,7 @@ from cxr_mlflow.evaluation.report import RunSummary, metrics_json, write_note
 from cxr_mlflow.handover import PENDING, handlers, tell_note
 from cxr_mlflow.models import load_model
 from cxr_mlflow.telling import EpochRecorder, draw_sheets, start_record, tell_network, tell_version
+from cxr_mlflow.tracking.cards import tell_card
 from cxr_mlflow.tracking.journal import Journal
 from cxr_mlflow.tracking.journaled import JournaledRun, open_journaled
 from cxr_mlflow.tracking.record import record_assessment, record_end
@@ -166,6 +168,10 @@ def conduct(
         tell_version(run, plan, result, summary)
     else:
         run.set_tags({"registered": "no"})
+    card = card_of(
+        plan, trained, result, checked, summary, audit=audit, controls=controls, explained={}
+    )
+    tell_card(run, card, card_figures(result.figures))
     record_end(
         run,
         metrics_json=metrics_json(result.metrics, result.intervals),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
-import mlflow
-
 from cxr_mlflow.handover import handlers
 from cxr_mlflow.tracking.delivery import REQUEST, Delivery
 from cxr_mlflow.tracking.journal import Journal
+from cxr_mlflow.tracking.run import set_tracking_uri
 from cxr_mlflow.tracking.unfinished import OVER, Unfinished, hold_undelivered
 
 DIED = "its process died without a word"
@@ -26,12 +25,9 @@ def sync_runs() -> tuple[list[str], bool]:
     """
     for name, value in REQUEST.items():
         os.environ.setdefault(name, value)
-    before = mlflow.get_tracking_uri()
     with hold_undelivered() as runs:
-        try:
-            told = [sync_run(run) for run in runs]
-        finally:
-            mlflow.set_tracking_uri(before)
+        told = [sync_run(run) for run in runs]
+    set_tracking_uri()
     return [line for line, _ in told] or ["nothing to send"], all(sent for _, sent in told)
 
 
@@ -43,7 +39,7 @@ def sync_run(run: Unfinished) -> tuple[str, bool]:
     line : str
     sent : bool
     """
-    mlflow.set_tracking_uri(run.command.place["tracking_uri"])
+    set_tracking_uri(run.command.place["tracking_uri"])
     journal = Journal(run.journal)
     records = list(journal)
     if records and records[-1].verb != "end":

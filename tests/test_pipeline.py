@@ -183,6 +183,9 @@ def test_the_source_of_a_file_is_held_against_the_score(run):
         "training/draws.png",
         "training/history.csv",
         "weights/weights.safetensors",
+        "model_card.md",
+        "model_card.html",
+        "model_card.json",
     ],
 )
 def test_artifact_is_there(run, path):

@@ -78,6 +78,10 @@ class Remote:
         else:
             self.handlers[record.verb](self, record)
 
+    def ask(self) -> None:
+        """Ask MLflow for anything at all; raises if it does not answer."""
+        mlflow.MlflowClient().search_experiments(max_results=1)
+
     def beat(self) -> None:
         """Show that the process lives."""
         if "run_id" in self.journal.remote:

@@ -18,7 +18,7 @@ from cxr_mlflow.tracking.delivery import JOURNAL, Delivery, Handler
 from cxr_mlflow.tracking.journal import Journal
 from cxr_mlflow.tracking.processes import end_with_parent, own_process
 from cxr_mlflow.tracking.run import Stopped, Terminated, joined_run, sigterm_raises
-from cxr_mlflow.tracking.system_metrics import SystemMetrics
+from cxr_mlflow.tracking.system_metrics import PREFIX, SystemMetrics
 from cxr_mlflow.tracking.tracker import Log, describe_dataset
 
 FIRST_CONTACT_SECONDS = 10.0
@@ -200,7 +200,7 @@ def open_journaled(
                         f"MLFLOW_TRACKING_URI={mlflow.get_tracking_uri()} refuses the run: {error}"
                     )
                 ) from error
-            with SystemMetrics(run):
+            with SystemMetrics(run, first_step=run.last_step(PREFIX) + 1):
                 yield run
             status = "FINISHED"
         except (KeyboardInterrupt, Terminated, Stopped) as error:

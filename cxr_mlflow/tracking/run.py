@@ -45,11 +45,14 @@ def use_tracking_uri() -> str:
     return uri
 
 
-def set_tracking_uri() -> str:
-    """Point MLflow at `MLFLOW_TRACKING_URI`, or at mlflow.db in this folder, without asking it."""
+def set_tracking_uri(uri: str | None = None) -> str:
+    """Point MLflow at a store, without asking it; return which.
+
+    By default at `MLFLOW_TRACKING_URI`, else at mlflow.db in this folder.
+    """
     for name in ("mlflow", "alembic"):  # their news of every step would drown ours
         logging.getLogger(name).setLevel(logging.WARNING)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     mlflow.set_tracking_uri(uri)
     return uri
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
@@ -14,9 +13,7 @@ from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from cxr_mlflow.errors import InputError
-
-if TYPE_CHECKING:
-    from cxr_mlflow.tracking.journaled import JournaledLog
+from cxr_mlflow.tracking.tracker import Log
 
 SECONDS = 10.0
 PREFIX = "system/"
@@ -29,8 +26,8 @@ class SystemMetrics:
     it does not answer once.
     """
 
-    def __init__(self, log: JournaledLog) -> None:
-        self.log = log
+    def __init__(self, log: Log, *, first_step: int) -> None:
+        self.log, self.step = log, first_step
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="system-metrics")
 
@@ -51,17 +48,16 @@ class SystemMetrics:
         monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
         with contextlib.suppress(Exception):  # no nvidia-ml-py, no driver, no GPU: each its own
             monitors.append(GPUMonitor())
-        step = self.log.last_step(PREFIX) + 1
         while True:
             for monitor in monitors:
                 monitor.collect_metrics()
             found = {k: v for m in monitors for k, v in m.aggregate_metrics().items()}
             try:
-                self.log.log_metrics({f"{PREFIX}{k}": v for k, v in found.items()}, step=step)
+                self.log.log_metrics({f"{PREFIX}{k}": v for k, v in found.items()}, step=self.step)
             except InputError:  # the disk is full: the training itself says so at its next word
                 return
             for monitor in monitors:
                 monitor.clear_metrics()
-            step += 1
+            self.step += 1
             if self._stop.wait(SECONDS):
                 return

@@ -1,0 +1,146 @@
+"""All that a model card tells, as plain data: it can be saved, read back and added to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from cxr_mlflow.errors import InputError
+from cxr_mlflow.evaluation.note import NOT_CONTROLLED
+
+CARD_VERSION = 1
+"""Raise it when a card of before could not be read any more."""
+CALIBRATION_SCORES = ("ece", "ece_floor", "brier")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number with the ends of its interval; None where it was not measured."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """How often the model is right among some images; see `subgroups.subgroups`."""
+
+    source: str
+    class_name: str  # "" for all classes
+    images: int
+    groups: int
+    right: int
+    share: Score
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the card of a model tells. Everything is text, a number, or a mapping of these."""
+
+    run_name: str
+    created: str  # date
+    synthetic: bool  # whether the images are drawn, not taken
+    sees: str  # what the model sees, if it was trained as a control; else ""
+    warnings: tuple[str, ...]
+    classes: tuple[str, ...]
+    image_size: int  # pixels
+    mask_mode: str
+    level: float  # of the intervals
+    details: Mapping[str, str]
+    data: Mapping[str, str]
+    images: Mapping[str, Mapping[str, int]]  # split -> class -> images
+    sources: Mapping[str, Mapping[str, int]]  # class -> source -> images
+    left_out: Mapping[str, int]  # problem -> files
+    audit: tuple[str, ...]  # sentences
+    training: Mapping[str, str]
+    options: Mapping[str, Mapping[str, str]]  # section -> option -> value
+    versions: Mapping[str, str]  # package -> version
+    scores: Mapping[str, Score]  # keys of HEADLINES and roc_auc_macro
+    class_scores: Mapping[str, Mapping[str, Score]]  # class -> support and PER_CLASS
+    confusion: tuple[tuple[int, ...], ...]  # rows true
+    controls: Mapping[str, str]  # what was checked -> what was found
+    source_floor: float | None  # macro F1 of who knows only the source of a file
+    calibration: Mapping[str, str]  # the same
+    calibration_scores: Mapping[str, Score]  # CALIBRATION_SCORES, and "raw/" before each
+    subgroups: tuple[Subgroup, ...]
+    errors: tuple[Mapping[str, Any], ...]  # the surest; PREDICTED and, if there, prediction_set
+    num_errors: int
+    num_tested: int
+    digests: Mapping[str, str]
+    run_id: str = ""
+    model_uri: str = ""  # of the logged model, "models:/m-..."
+    registered: str | None = None  # "cxr-classifier version 3 (challenger; ...)"
+    control_models: Mapping[str, str] = field(default_factory=dict)  # what it saw -> macro F1
+    external: Mapping[str, str] = field(default_factory=dict)  # other hospitals -> what was found
+
+    @property
+    def control_state(self) -> str:
+        """What stands beside every score: whether control models say where it comes from."""
+        if self.sees:
+            return "a control itself"
+        return "see Controls" if self.control_models else "not controlled"
+
+    def to_json(self) -> str:
+        """Write all facts as JSON; null where nothing was measured."""
+        told = {"version": CARD_VERSION, **asdict(self)}
+        return json.dumps(told, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CardFacts:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            If it is not the JSON of a card, or that of another version of this program.
+        """
+        try:
+            told = json.loads(text)
+            version = told.pop("version")
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise InputError("model_card.json is not the JSON of a model card") from error
+        if version != CARD_VERSION:
+            raise InputError(
+                f"model_card.json has version {version}, this program writes {CARD_VERSION}; "
+                "train the run again, or read it with the cxr-mlflow that wrote it"
+            )
+        try:
+            told["scores"] = _scores(told["scores"])
+            told["calibration_scores"] = _scores(told["calibration_scores"])
+            told["class_scores"] = {k: _scores(v) for k, v in told["class_scores"].items()}
+            told["confusion"] = tuple(map(tuple, told["confusion"]))
+            told["subgroups"] = tuple(
+                Subgroup(**{**row, "share": Score(**row["share"])}) for row in told["subgroups"]
+            )
+            for name in ("warnings", "classes", "audit", "errors"):
+                told[name] = tuple(told[name])
+            return cls(**told)
+        except (KeyError, TypeError, AttributeError) as error:
+            known = {f.name for f in fields(cls)}
+            odd = ", ".join(sorted(set(told) ^ known)) or str(error)
+            raise InputError(f"model_card.json is damaged: see {odd}") from error
+
+
+def with_control_models(facts: CardFacts, told: Mapping[str, str]) -> CardFacts:
+    """Add what control models found, so that the card does not say "not controlled" any more.
+
+    Parameters
+    ----------
+    facts : CardFacts
+    told : mapping of str to str
+        What a control model saw ("all but the lungs") -> its macro F1 with interval, in words.
+        What an earlier call told of another control stays.
+    """
+    found = {**facts.control_models, **told}
+    if not found:
+        return facts
+    warnings = tuple(each for each in facts.warnings if each != NOT_CONTROLLED)
+    return replace(facts, control_models=found, warnings=warnings)
+
+
+def _scores(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
+    return {name: Score(**score) for name, score in told.items()}

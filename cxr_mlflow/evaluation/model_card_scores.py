@@ -1,0 +1,248 @@
+"""What a model card says about what was measured: scores, controls, calibration, failures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cxr_mlflow.evaluation.markdown import NOT_MEASURED, Markdown, bullets, escape, pairs, table
+from cxr_mlflow.evaluation.metrics import PER_CLASS
+from cxr_mlflow.evaluation.model_card_facts import CardFacts, Score, Subgroup
+from cxr_mlflow.evaluation.note import HEADLINES
+from cxr_mlflow.evaluation.sources import UNKNOWN
+from cxr_mlflow.evaluation.subgroups import MIN_GROUPS
+
+EXPECTED_CONTROLS = {
+    "source floor": "source floor",
+    "within ": "within one source",
+    "source probe": "source probe",
+    "saliency": "saliency in the lungs",
+}
+"""Beginning of a control's name -> what the card calls it where it is missing."""
+SCORE_NAMES = HEADLINES | {"roc_auc_macro": "ROC AUC, mean of one against the rest"}
+CALIBRATION_NAMES = {
+    "ece": "calibration error (ECE)",
+    "ece_floor": "ECE that perfect probabilities would have on so few images",
+    "brier": "Brier score",
+}
+CLASS_COLUMNS = ("precision", "recall", "specificity", "F1", "AP", "ROC AUC")
+MOST_CONFUSIONS = 5
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what stands below it, and the names of the figures that belong there."""
+
+    title: str
+    blocks: tuple[str, ...]
+    figures: tuple[str, ...] = ()
+
+
+def headline(facts: CardFacts) -> str:
+    """Macro F1 with its interval, and in the same breath what it may be worth."""
+    score = facts.scores["f1_macro"]
+    told = f"**Test macro F1 {_number(score.value)}**"
+    if score.low is not None:
+        told += f" ({facts.level:.0%} interval {_number(score.low)} to {_number(score.high)})"
+    if facts.source_floor is not None:
+        told += f"; knowing only the source of a file scores {facts.source_floor:.3f}"
+    return f"{told}. **{escape(controls_told(facts))}**"
+
+
+def controls_told(facts: CardFacts) -> str:
+    """One sentence: what control models score, or that there are none."""
+    if facts.sees:
+        return f"A control itself: it sees {facts.sees}, and is no classifier."
+    if not facts.control_models:
+        return "Not controlled: no control model was trained."
+    found = ", ".join(f"on {what} {score}" for what, score in facts.control_models.items())
+    return f"Controls: the same recipe scores macro F1 {found}."
+
+
+def score_table(facts: CardFacts) -> str:
+    """Headline scores, each with its interval and whether it is controlled."""
+    state = Markdown(f"**{facts.control_state}**")
+    rows = [
+        [SCORE_NAMES[key], _number(score.value), _ends(score), state]
+        for key, score in facts.scores.items()
+    ]
+    return table(["score", "value", f"{facts.level:.0%} interval", "control models"], rows, words=1)
+
+
+def metrics_section(facts: CardFacts) -> Section:
+    """Scores of all classes and of each, and the confusion."""
+    rows = []
+    for name, scores in facts.class_scores.items():
+        support = scores["support"].value
+        rows.append(
+            [
+                name,
+                NOT_MEASURED if support is None else f"{support:,.0f}",
+                *(_with_ends(scores[metric]) for metric in PER_CLASS),
+            ]
+        )
+    confusion = [
+        [name, *(Markdown(f"**{n:,}**") if c == p else f"{n:,}" for p, n in enumerate(row))]
+        for c, (name, row) in enumerate(zip(facts.classes, facts.confusion, strict=True))
+    ]
+    return Section(
+        "Metrics",
+        (
+            f"On {facts.num_tested:,} test images that took no part in training, in the choice of "
+            "the epoch or in the calibration. Macro scores count each class alike; chance is a "
+            f"balanced accuracy of {1 / len(facts.classes):.2f}. Intervals: {facts.level:.0%}, "
+            "bootstrap over groups of near-duplicates.",
+            score_table(facts),
+            f"Per class (**{facts.control_state}**):",
+            table(["class", "n", *CLASS_COLUMNS], rows, words=1),
+            "AP is average precision. An interval without width means that all resamples agree, "
+            "not certainty.",
+            "Confusion, true classes in rows:",
+            table(["true ↓ predicted →", *facts.classes], confusion, words=1),
+        ),
+        ("confusion_rates", "confusion_counts", "roc", "precision_recall"),
+    )
+
+
+def controls_section(facts: CardFacts) -> Section:
+    """What the score may owe to something else than the lungs."""
+    told = dict(facts.controls)
+    for beginning, name in EXPECTED_CONTROLS.items():
+        if not any(each.startswith(beginning) for each in told):
+            told[name] = NOT_MEASURED
+    models = {
+        f"trained on {what}": f"macro F1 {score}" for what, score in facts.control_models.items()
+    }
+    if not models:
+        missing = "none: it is a control itself" if facts.sees else Markdown("**not controlled**")
+        models = {"control models (all but the lungs, their outline alone)": missing}
+    return Section(
+        "Controls",
+        (
+            "What the score may owe to something else than the lungs. "
+            f"**{escape(controls_told(facts))}**",
+            pairs({**models, **told}, ("control", "found")),
+        ),
+        ("saliency_shares",),
+    )
+
+
+def calibration_section(facts: CardFacts) -> Section:
+    """Whether probabilities, abstentions and prediction sets keep what they promise."""
+    rows = [
+        [
+            name,
+            _with_ends(facts.calibration_scores[f"raw/{key}"]),
+            _with_ends(facts.calibration_scores[key]),
+        ]
+        for key, name in CALIBRATION_NAMES.items()
+    ]
+    told = {
+        name: facts.calibration.get(name, "")
+        for name in dict.fromkeys(
+            ("calibration", "abstaining", "prediction sets", *facts.calibration)
+        )
+    }
+    return Section(
+        "Calibration, abstaining, prediction sets",
+        (
+            "Whether a confidence of 0.9 is right nine times in ten; smaller is better.",
+            table(["on the test images", "raw", "as served"], rows, words=1),
+            pairs(told),
+        ),
+        ("reliability", "risk_coverage", "prediction_sets"),
+    )
+
+
+def subgroups_section(facts: CardFacts) -> Section:
+    """How often the model is right, by source."""
+    known = {each.source for each in facts.subgroups} - {UNKNOWN}
+    people = (
+        f"Subgroups of people (age, sex, ethnicity): {NOT_MEASURED}, the data do not tell them."
+    )
+    if not known:
+        untold = f"By source: {NOT_MEASURED}, the test images do not tell their sources."
+        return Section("Subgroups", (untold, people))
+    rows = [
+        [
+            each.source,
+            each.class_name or "all its classes",
+            f"{each.images:,}",
+            _share(each),
+            f"{each.confidence:.3f}",
+        ]
+        for each in facts.subgroups
+    ]
+    head = ["source", "class", "n", "predicted right", "mean confidence"]
+    return Section(
+        "Subgroups",
+        (
+            "How often the predicted class is the true one, by source of the test images (recall, "
+            f"in a row of one class). With fewer than {MIN_GROUPS} distinct films: too few. "
+            f"**{facts.control_state.capitalize()}.**",
+            table(head, rows, words=2),
+            people,
+        ),
+    )
+
+
+def _share(each: Subgroup) -> str:
+    if each.share.value is None:
+        return f"too few ({each.right} of {each.images})"
+    return _with_ends(each.share)
+
+
+def failures_section(facts: CardFacts) -> Section:
+    """The most frequent mistakes, and those of which the model was surest."""
+    if not facts.num_errors:
+        return Section("Failures", (f"None of {facts.num_tested:,} test images was misjudged.",))
+    mistakes = sorted(
+        (
+            (count, sum(row), facts.classes[true], facts.classes[predicted])
+            for true, row in enumerate(facts.confusion)
+            for predicted, count in enumerate(row)
+            if count and true != predicted
+        ),
+        key=lambda each: -each[0],
+    )
+    common = [
+        f"{count:,} of {of_class:,} {true} called {predicted}"
+        for count, of_class, true, predicted in mistakes[:MOST_CONFUSIONS]
+    ]
+    rows = [
+        [each["image_id"], each["source"], each["true"], each["predicted"]]
+        + ([each["prediction_set"] or "empty"] if "prediction_set" in each else [])
+        + [f"{each['confidence']:.3f}"]
+        for each in facts.errors
+    ]
+    sets = ["prediction set"] if any("prediction_set" in each for each in facts.errors) else []
+    head = ["image", "source", "true", "predicted", *sets, "confidence"]
+    return Section(
+        "Failures",
+        (
+            f"{facts.num_errors:,} of {facts.num_tested:,} test images were misjudged. Most often:",
+            bullets(common),
+            f"The {len(rows)} errors of which the model was surest:",
+            table(head, rows, words=len(head) - 1),
+        ),
+        ("worst_errors",),
+    )
+
+
+def external_section(facts: CardFacts) -> Section:
+    """What images of other hospitals said."""
+    told = f"Images of other hospitals: **{NOT_MEASURED}**. Scores usually fall there."
+    return Section("External testing", (pairs(facts.external) if facts.external else told,))
+
+
+def _number(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.3f}"
+
+
+def _ends(score: Score) -> str:
+    return NOT_MEASURED if score.low is None else f"{_number(score.low)} to {_number(score.high)}"
+
+
+def _with_ends(score: Score) -> str:
+    if score.value is None or score.low is None:
+        return _number(score.value)
+    return f"{score.value:.3f} ({score.low:.3f}–{score.high:.3f})"

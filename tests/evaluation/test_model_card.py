@@ -1,0 +1,443 @@
+"""A model card says what was measured, what was not, and that it is not for diagnosis."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
+from sklearn.metrics import accuracy_score, recall_score
+from statsmodels.stats.proportion import proportion_confint
+
+from cxr_mlflow.config import RunConfig
+from cxr_mlflow.errors import InputError
+from cxr_mlflow.evaluation.assessment import assess
+from cxr_mlflow.evaluation.metrics import confusion
+from cxr_mlflow.evaluation.model_card import (
+    DESCRIPTION_LIMIT,
+    CardFacts,
+    card_page,
+    facts_of,
+    with_control_models,
+    write_brief,
+    write_card,
+)
+from cxr_mlflow.evaluation.report import NOT_CONTROLLED, RunSummary
+from cxr_mlflow.evaluation.subgroups import ALL_CLASSES, MIN_GROUPS, subgroups
+from tools.mlflow_ui import find_browser, open_browser
+
+CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
+SOURCES = ("BIMCV", "RSNA", "RSNA", "Kermany")  # of each class
+HOSTILE = ("a|b", "<script>x()</script>", "*c* [d](http://e)", "f\ng `h`")
+SPLITS = {"train": 70, "val": 10, "test": 20}
+CONTROLS = {
+    "source floor": "macro F1 0.464 knowing only the source of a file",
+    "within RSNA": "Lung_Opacity vs Normal, 60 images: macro F1 0.800 (0.700–0.900)",
+    "never within a source": "COVID has no image in a source that has another class",
+}
+
+
+def made_facts(classes=CLASSES, *, drop=None, sources=SOURCES, **changes):
+    """Facts of a model that is right about two times in three, on 120 test images."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(120) % len(classes)
+    kept = labels[labels != drop]
+    logits = generator.normal(size=(len(kept), len(classes))) + 2 * np.eye(len(classes))[kept]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    table = pd.DataFrame(
+        {
+            "image_id": [f"{classes[label]}/{row}" for row, label in enumerate(kept)],
+            "label": kept,
+            "source": [sources[label] for label in kept],
+        }
+    )
+    groups = np.arange(len(kept)) // 2 * 2  # pairs of neighbours are copies of one film
+    result = assess(
+        table, probabilities, classes, split="test", subtitle="", samples=100, groups=groups
+    )
+    predicted = probabilities.argmax(axis=1)
+    summary = RunSummary(
+        run_name="resnet18-oversample",
+        model="resnet18",
+        strategy="oversample",
+        weights="partial ImageNet",
+        seed=7,
+        image_size=112,
+        mask_mode="lungs",
+        epochs_run=9,
+        best_epoch=6,
+        data_name="films",
+        data_digest="d" * 64,
+        split_digest="5" * 64,
+        num_train=280,
+        num_val=40,
+        num_test=len(kept),
+        classes=classes,
+        metrics=result.metrics,
+        intervals=result.intervals,
+        confusion=confusion(kept, predicted, len(classes)),
+        warnings=[NOT_CONTROLLED],
+        num_duplicate_groups=3,
+        git_commit="0123456789abcdef",
+    )
+    told = {
+        "params": {
+            **RunConfig().to_params(),
+            "cache_dir": "/home/somebody/cache",
+            "bootstrap_samples": "100",
+            "version/torch": "2.15.0",
+            "test_digest": "7" * 64,
+        },
+        "split_counts": pd.DataFrame(dict.fromkeys(classes, SPLITS.values()), index=list(SPLITS)),
+        "source_counts": pd.crosstab(
+            pd.Series([classes[label] for label in labels]),
+            pd.Series([sources[label] for label in labels]),
+        ),
+        "left_out": {"missing_mask": 2},
+        "audit": ["5 of 6 shortcuts tell the classes beyond chance."],
+        "controls": CONTROLS,
+        "source_floor": 0.464,
+        "calibration": {"calibration": "temperature 1.30", "abstaining": "below confidence 0.9"},
+        "calibration_metrics": {
+            "raw/ece": 0.2,
+            "raw/ece_low": 0.1,
+            "raw/ece_high": 0.3,
+            "ece": 0.05,
+            "ece_low": 0.01,
+            "ece_high": 0.09,
+            "threshold": math.inf,
+        },
+        "created": "2026-01-31",
+        "synthetic": False,
+    }
+    place = {"run_id": "e" * 32, "model_uri": "models:/m-0123"}
+    place["registered"] = "cxr-classifier version 3 (challenger)"
+    facts = facts_of(summary, result, **{**told, **changes})
+    return dataclasses.replace(facts, **place), result
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return made_facts()[0]
+
+
+@pytest.fixture(scope="module")
+def card(facts):
+    return write_card(facts)
+
+
+@pytest.fixture(scope="module")
+def png():
+    buffer = io.BytesIO()
+    figure = Figure(figsize=(2, 1))
+    figure.add_subplot().plot([0, 1])
+    figure.savefig(buffer, format="png", dpi=50)
+    return buffer.getvalue()
+
+
+def section(card, title):
+    return card.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def rows_of(text):
+    """Cells of all table rows below the head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in cells if not set(row[0]) <= set("|-:")]
+
+
+def test_the_first_lines_say_not_for_diagnosis_and_not_controlled(card, facts):
+    head = card.split("## ")[0]
+    assert "**Not for diagnosis" in head.splitlines()[2]
+    score = facts.scores["f1_macro"]
+    assert f"**Test macro F1 {score.value:.3f}**" in head
+    assert f"interval {score.low:.3f} to {score.high:.3f}" in head
+    assert "knowing only the source of a file scores 0.464" in head
+    assert "**Not controlled: no control model was trained.**" in head
+
+
+def test_every_headline_score_has_its_interval_and_not_controlled_beside_it(card, facts):
+    for text in (card.split("## ")[0], section(card, "Metrics").split("Per class")[0]):
+        rows = {row[0]: row[1:] for row in rows_of(text)}
+        for name, key in {"macro F1": "f1_macro", "accuracy": "accuracy", "MCC": "mcc",
+                          "balanced accuracy": "balanced_accuracy"}.items():  # fmt: skip
+            score = facts.scores[key]
+            ends = f"{score.low:.3f} to {score.high:.3f}"
+            assert rows[name] == [f"{score.value:.3f}", ends, "**not controlled**"]
+
+
+@pytest.mark.parametrize(
+    ("title", "told"),
+    [
+        ("Model details", ["resnet18", "cxr-classifier version 3", "112 × 112 px"]),
+        ("Out of scope", ["Diagnosis"]),
+        ("Data and sources", ["| train | 70 | 70 | 70 | 70 | 280 |", "| COVID | BIMCV | 30 |",
+                              "2 missing\\_mask", "near-duplicate groups | 3", "no near-duplicate",
+                              "5 of 6 shortcuts", "Reference standard"]),
+        ("Training", ["partial ImageNet", "| seed | 7 |", "9 run", "epoch 6", "weight\\_decay=0.05",
+                      "torch 2.15.0"]),
+        ("Controls", ["**not controlled**", "macro F1 0.464", "| source probe | not measured |",
+                      "| saliency in the lungs | not measured |", "60 images"]),
+        ("Calibration, abstaining, prediction sets",
+         ["| calibration error (ECE) | 0.200 (0.100–0.300) | 0.050 (0.010–0.090) |",
+          "| Brier score | not measured | not measured |", "temperature 1.30",
+          "| prediction sets | not measured |"]),
+        ("External testing", ["**not measured**"]),
+        ("Ethical considerations", ["age, sex, ethnicity", "not measured"]),
+        ("Limits", ["COVID has no image in a source", "Patients are not known"]),
+        ("How to use it", ['load_model("models:/m-0123")', '"mask"']),
+        ("Provenance", ["e" * 32, "d" * 64, "5" * 64, "7" * 64, "0123456789abcdef"]),
+    ],
+)  # fmt: skip
+def test_section_tells(card, title, told):
+    for words in told:
+        assert words in section(card, title)
+
+
+def test_scores_of_each_class_are_those_of_the_assessment():
+    facts, result = made_facts()
+    rows = {row[0]: row for row in rows_of(section(write_card(facts), "Metrics"))}
+    f1, recall = (result.intervals[f"{name}/viral_pneumonia"] for name in ("f1", "recall"))
+    row = rows["Viral Pneumonia"]
+    assert row[0] != row[1]
+    told = section(write_card(facts), "Metrics")
+    line = next(li for li in told.splitlines() if li.startswith("| Viral Pneumonia | 30 |"))
+    assert f"{f1.value:.3f} ({f1.low:.3f}–{f1.high:.3f})" in line
+    assert f"{recall.value:.3f} ({recall.low:.3f}–{recall.high:.3f})" in line
+    assert line.endswith(f"| {result.metrics['roc_auc/viral_pneumonia']:.3f} |")
+
+
+def test_paths_of_the_machine_stay_out(card, facts):
+    assert "somebody" not in card + facts.to_json()
+
+
+def test_failures_are_the_surest_errors_and_the_most_frequent_mistakes():
+    facts, result = made_facts()
+    wrong = result.predictions[~result.predictions["correct"]]
+    told = section(write_card(facts), "Failures")
+    assert f"{len(wrong)} of 120 test images were misjudged" in told
+    surest = wrong.sort_values("confidence", ascending=False)["image_id"].head(10)
+    listed = [row[0].replace("\\", "") for row in rows_of(told)[1:]]
+    assert listed == surest.tolist()
+    pairs = wrong.groupby(["true", "predicted"]).size()
+    first = re.search(r"- (\d+) of 30 ", told)
+    assert int(first[1]) == pairs.max()
+
+
+def test_what_was_not_measured_is_said_and_never_blank():
+    facts, _ = made_facts(drop=1, source_floor=None, controls={}, calibration={}, audit=[])
+    card = write_card(facts)
+    assert "**Test macro F1 not measured**. **Not controlled" in card
+    assert not re.search(r"\b(nan|None|inf)\b", card)
+    assert not re.search(r"\|[ \t]*\|", card)
+    for name in ("source floor", "within one source", "source probe", "saliency in the lungs"):
+        assert f"| {name} | not measured |" in card
+    json.loads(facts.to_json(), parse_constant=pytest.fail)
+
+
+def test_json_brings_the_same_facts_back(facts):
+    assert CardFacts.from_json(facts.to_json()) == facts
+    dropped, _ = made_facts(drop=1)
+    assert CardFacts.from_json(dropped.to_json()) == dropped
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "not the JSON of a model card"),
+        ("[]", "not the JSON of a model card"),
+        ('{"version": 99}', "version 99"),
+        ('{"version": 1, "scores": {}}', "damaged"),
+    ],
+)
+def test_json_of_something_else_is_refused(text, told):
+    with pytest.raises(InputError, match=told):
+        CardFacts.from_json(text)
+
+
+def test_json_with_a_fact_missing_names_it(facts):
+    told = json.loads(facts.to_json())
+    del told["run_name"]
+    with pytest.raises(InputError, match="run_name"):
+        CardFacts.from_json(json.dumps(told))
+
+
+def test_control_models_replace_not_controlled_wherever_it_was_said(facts):
+    found = "0.400 (0.300–0.500)"
+    controlled = with_control_models(facts, {"all but the lungs": found})
+    for text in (write_card(controlled), write_brief(controlled)):
+        assert "ot controlled" not in text
+        assert f"scores macro F1 on all but the lungs {found}" in text
+        assert text.count("**see Controls**") >= 4
+    assert f"| trained on all but the lungs | macro F1 {found} |" in write_card(controlled)
+    both = with_control_models(controlled, {"the outline of the lungs": "0.350 (0.25–0.45)"})
+    assert list(both.control_models) == ["all but the lungs", "the outline of the lungs"]
+    assert NOT_CONTROLLED in facts.warnings, "the facts that were given stay as they are"
+    assert with_control_models(facts, {}) == facts
+
+
+def test_a_control_is_not_called_uncontrolled():
+    facts, _ = made_facts(sees="all but the lungs")
+    card = write_card(facts)
+    assert "A control itself: it sees all but the lungs, and is no classifier" in card
+    assert "**not controlled**" not in card
+
+
+def test_drawn_images_claim_no_patients():
+    card = write_card(made_facts(synthetic=True)[0])
+    assert "no person is behind them" in card
+    assert "the finding that was drawn" in card
+
+
+def test_a_model_without_masks_asks_for_none(facts):
+    unmasked = dataclasses.replace(facts, mask_mode="none")
+    told = section(write_card(unmasked), "How to use it")
+    assert '"mask"' not in told
+    assert "| mask | not used |" in told
+
+
+def test_names_can_break_neither_the_markdown_nor_the_page(png):
+    facts, _ = made_facts(HOSTILE, sources=HOSTILE, controls={"</td><b>x": "`| <i>y"})
+    card, page = write_card(facts), card_page(facts, {"<img src=x>": png})
+    rendered = MarkdownIt("commonmark").enable("table").render(card)  # obeys HTML, unlike ours
+    for text in (rendered, page):
+        assert "<script" not in text
+        assert "<b>x" not in text
+        assert "<i>y" not in text
+        assert 'href="http' not in text
+        assert "&lt;script&gt;x()&lt;/script&gt;" in text
+    assert "<img src=x" not in page
+    for lines in re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE):
+        assert len({line.count(" | ") for line in lines.splitlines() if "---" not in line}) == 1
+
+
+def test_names_that_are_no_text_do_not_stop_the_card(facts):
+    odd = dataclasses.replace(facts, run_name="films of \udcff")
+    write_card(odd).encode()
+    card_page(odd, {}).encode()
+    assert CardFacts.from_json(odd.to_json()) == odd
+
+
+def test_page_is_one_file_with_its_figures_where_they_belong(facts, png):
+    page = card_page(facts, {"reliability": png, "roc": png, "a figure": png})
+    assert "default-src 'none'" in page
+    assert re.findall(r'(?:src|href)="(?!data:image/png;base64,|#)', page) == []
+    assert page.count("<img ") == 3
+    assert 'width="100" height="50"' in page
+    order = ["Metrics</h2>", "Figure: ROC curves", "Calibration, abstaining, prediction sets</h2>",
+             "Figure: Confidence against", "Provenance</h2>", "Figure: a figure"]  # fmt: skip
+    positions = [page.index(words) for words in order]
+    assert positions == sorted(positions)
+    with pytest.raises(ValueError, match="'roc' is no PNG"):
+        card_page(facts, {"roc": b"GIF89a"})
+
+
+def test_page_and_markdown_say_the_same(facts, card):
+    page = re.sub(r"<(style|title)>.*?</\1>|<nav.*?</nav>", "", card_page(facts, {}), flags=re.S)
+    markdown = MarkdownIt("commonmark").enable("table").render(card)
+
+    def words(text):
+        return re.sub(r"<[^>]+>", " ", text).split()
+
+    assert words(page) == words(markdown)
+
+
+def test_description_of_a_version_fits_into_every_registry(facts):
+    brief = write_brief(facts)
+    assert brief.splitlines()[0].startswith("**Test macro F1 ")
+    assert NOT_CONTROLLED in brief
+    assert facts.run_id in brief
+    many = dataclasses.replace(facts, warnings=tuple(f"file {i} " + "<" * 300 for i in range(50)))
+    assert len(write_brief(many)) <= DESCRIPTION_LIMIT
+    assert "and 4" in write_brief(many)
+    assert "Test macro F1" in write_brief(many)
+
+
+def subgroup_data():
+    generator = np.random.default_rng(1)
+    true = np.array(["COVID", "Normal"])[generator.integers(0, 2, 400)]
+    source = np.where(true == "COVID", "A", np.array(["A", "B"])[generator.integers(0, 2, 400)])
+    source = source.astype(object)
+    source[:5] = "few"
+    predicted = np.where(generator.random(400) < 0.8, true, "Normal")
+    confidence = generator.uniform(0.5, 1, 400)
+    return pd.DataFrame(
+        {"source": source, "true": true, "predicted": predicted, "confidence": confidence}
+    )
+
+
+def test_subgroups_are_accuracy_and_recall_by_source():
+    predictions = subgroup_data()
+    found = subgroups(predictions, ["COVID", "Normal"], samples=300).set_index(["source", "class"])
+    assert found["images"].groupby("source").max().sum() == 400
+    for (source, name), row in found.iterrows():
+        here = predictions[predictions["source"] == source]
+        true, predicted = here["true"], here["predicted"]
+        if name != ALL_CLASSES:
+            share = recall_score(true, predicted, labels=[name], average="macro")
+            assert row["images"] == (true == name).sum()
+            of_class = here[true == name]
+        else:
+            share, of_class = accuracy_score(true, predicted), here
+        assert row["right"] == round(share * row["images"])
+        assert row["confidence"] == pytest.approx(of_class["confidence"].mean())
+        if row["images"] < MIN_GROUPS:
+            assert row[["share", "low", "high"]].isna().all()
+            continue
+        assert row["share"] == pytest.approx(share)
+        if 0 < share < 1:
+            low, high = proportion_confint(row["right"], row["images"], method="wilson")
+            assert (row["low"], row["high"]) == pytest.approx((low, high), abs=0.03)
+    assert ("B", ALL_CLASSES) not in found.index, "one class needs no row for all"
+    assert found.loc["few", "share"].isna().all()
+
+
+def test_a_subgroup_without_errors_is_not_called_certain():
+    perfect = subgroup_data().assign(predicted=lambda table: table["true"])
+    found = subgroups(perfect, ["COVID", "Normal"], samples=100)
+    row = found[(found["source"] == "B") & (found["class"] == "Normal")].iloc[0]
+    low, high = proportion_confint(row["groups"], row["groups"], method="beta")
+    assert (row["share"], row["low"], row["high"]) == pytest.approx((1, low, high))
+    wrong = perfect.assign(predicted="Viral Pneumonia")
+    row = subgroups(wrong, ["COVID", "Normal"], samples=100).iloc[0]
+    assert (row["share"], row["low"]) == (0, 0)
+    assert row["high"] == pytest.approx(proportion_confint(0, row["groups"], method="beta")[1])
+
+
+def test_copies_of_one_film_are_one_witness_in_a_subgroup():
+    once = subgroup_data()
+    fourfold = pd.concat([once] * 4, ignore_index=True)
+    groups = np.tile(np.arange(400), 4)
+    columns = ["source", "class", "groups", "share", "low", "high"]
+    expected = subgroups(once, ["COVID", "Normal"], samples=200)[columns]
+    found = subgroups(fourfold, ["COVID", "Normal"], groups=groups, samples=200)[columns]
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_unknown_sources_are_no_subgroups():
+    told = section(write_card(made_facts(sources=["unknown"] * 4)[0]), "Subgroups")
+    assert "By source: not measured" in told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium on this machine")
+def test_page_shows_in_a_browser_without_fetching_or_overflowing(facts, png, tmp_path):
+    (tmp_path / "card.html").write_text(card_page(facts, {"roc": png}), encoding="utf-8")
+    asked: list[str] = []
+    with open_browser(find_browser()) as browser:
+        page = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: asked.append(message.text))
+        page.goto((tmp_path / "card.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate("[...document.images].every(image => image.naturalWidth === 100)")
+        beside = page.get_by_role("cell", name="not controlled").first.bounding_box()
+        assert beside["x"] + beside["width"] <= 390, "beside the score on a phone, too"
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
