@@ -23,10 +23,11 @@ ARGS ?=
 # How `mlflow run` gets its environment: local (this .venv), uv, or conda.
 ENV_MANAGER ?= local
 PORT ?= 5000
+TIMES ?= 5
 
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 
-.PHONY: help install train test test-fast lint format ui lock clean
+.PHONY: help install train test test-fast faults lint format ui lock clean
 
 help:  ## Show this.
 	@echo "cxr_mlflow: chest X-ray classification, tracked in MLflow. Not for diagnosis."
@@ -59,6 +60,9 @@ test: install  ## Run all tests.
 
 test-fast: install  ## Run the tests that take seconds.
 	@python -m pytest -m "not slow"
+
+faults: install  ## Kill trainings at every moment and at random; print what was lost.
+	@python -m tests.faults.inject --times $(TIMES)
 
 lint: install  ## Check format, style and types.
 	@ruff format --check .

@@ -218,6 +218,8 @@ def closing_lines(
 
 def where_lines(name: str, run: Tracker | JournaledLog, tracking_uri: str) -> list[str]:
     """Tell where a run is to be seen."""
+    if not run.experiment_id:
+        return [f"run       {name}, not at MLflow yet", f"pictures  {run.artifact_uri()}"]
     if tracking_uri.startswith("http"):
         ui = f"{tracking_uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
     elif os.environ.get("MAKELEVEL"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from cxr_mlflow.handover import handlers
-from cxr_mlflow.tracking.delivery import REQUEST, Delivery
+from cxr_mlflow.tracking.delivery import REQUEST, Delivery, in_short
 from cxr_mlflow.tracking.journal import Journal
 from cxr_mlflow.tracking.run import set_tracking_uri
 from cxr_mlflow.tracking.unfinished import OVER, Unfinished, hold_undelivered
@@ -49,7 +49,7 @@ def sync_run(run: Unfinished) -> tuple[str, bool]:
     try:
         Delivery(journal, handlers()).deliver()
     except Exception as failed:  # one run must not keep the others from arriving
-        error = " ".join(str(failed).split())[:300]
+        error = in_short(failed)
     sent, number = journal.sent, len(journal)
     name = f"{run.command.name} ({journal.remote.get('run_id', 'not at MLflow yet')})"
     if error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,20 +12,28 @@ import mlflow
 import pytest
 
 pytestmark = pytest.mark.slow
+MLFLOW_RUN = (sys.executable, "-m", "mlflow", "run", "--env-manager", "local")
 
 
 def mlflow_run(repo: Path, tmp_path: Path, *args: str, **env: str) -> subprocess.CompletedProcess:
     """Run `mlflow run` on the checkout with this environment's Python and the test's store."""
-    environment = os.environ | {
+    return subprocess.run(
+        [*MLFLOW_RUN, str(repo), *args],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=variables(tmp_path) | env,
+        timeout=900,
+    )
+
+
+def variables(tmp_path: Path) -> dict[str, str]:
+    """Environment of a command that finds this Python, and a cache of the test."""
+    return os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "CXR_CACHE_DIR": str(tmp_path / "cache"),
         "OMP_NUM_THREADS": "2",
-        **env,
     }
-    command = [sys.executable, "-m", "mlflow", "run", str(repo), "--env-manager", "local", *args]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=900
-    )
 
 
 def statuses() -> list[str]:
@@ -107,6 +116,42 @@ def test_a_whole_run(repo, tmp_path, tracking):
     assert done.returncode == 0, done.stderr
     assert len(out.read_text().splitlines()) == 1 + len(list(covid.iterdir()))
     assert set(statuses()) == {"FINISHED"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_ended_and_typed_again_it_is_one_run_with_the_whole_history(
+    repo, tmp_path, tracking, demo_dir, number
+):
+    args = [str(repo), "--experiment-name", "chest-xray", "-P", f"data_dir={demo_dir}"]
+    args += ["-P", "model=cnn", "-P", "epochs=6", "-P", "image_size=48", "-P", "batch_size=8"]
+    with subprocess.Popen(
+        [*MLFLOW_RUN, *args],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=variables(tmp_path),
+    ) as ended:
+        next(line for line in ended.stderr if line.startswith("epoch   2/6"))
+        ended.send_signal(number)  # mlflow run does not tell its child
+        told = ended.stderr.read()  # until the child is gone as well
+    assert "the mlflow run that started this is gone" in told
+    (first,) = mlflow.search_runs(experiment_names=["chest-xray"], output_format="list")
+    assert first.info.status == "KILLED"
+    assert first.data.tags["failure"] == "Terminated"
+
+    done = mlflow_run(Path(args[0]), tmp_path, *args[1:])
+    assert done.returncode == 0, done.stderr
+    runs = mlflow.search_runs(experiment_names=["chest-xray"], output_format="list")
+    whole, link = sorted(runs, key=lambda run: run.info.start_time)
+    assert whole.info.run_id == first.info.run_id
+    assert whole.info.status == "FINISHED"
+    history = mlflow.MlflowClient().get_metric_history(whole.info.run_id, "val/f1_macro")
+    assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
+    assert link.info.status == "FINISHED"
+    assert link.data.tags["continued_in"] == whole.info.run_id
+    assert not link.data.metrics
+    assert f"run       {whole.info.run_id}" in done.stdout
 
 
 @pytest.mark.skipif("CXR_TEST_UV" not in os.environ, reason="set CXR_TEST_UV=1: installs 6 GB")

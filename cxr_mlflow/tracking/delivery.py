@@ -23,8 +23,14 @@ from cxr_mlflow.tracking.tracker import Tracker
 
 JOURNAL = "journal"
 """Tag of a run: the id of the journal it is delivered from, by which it is found again."""
-REQUEST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""MLflow would try a dead server for minutes by itself; here the whole record is tried again."""
+REQUEST = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""MLflow would try a dead server for minutes by itself; here the whole record is tried again. What
+it prints would tear the progress bar of the training."""
 FIRST_PAUSE, LONGEST_PAUSE, HEARTBEAT_SECONDS = 0.5, 30.0, 60.0
 REFUSALS = frozenset(
     databricks_pb2.ErrorCode.Name(code)
@@ -251,7 +257,7 @@ class Delivery:
                 if is_refusal(error):
                     self.refusal = error
                     return
-                self.trouble = " ".join(str(error).split())[:300]
+                self.trouble = in_short(error)
                 self._stop.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -259,6 +265,20 @@ class Delivery:
         self.remote.take(record)
         self.journal.sent = record.number + 1
         self._moved = time.monotonic()
+
+
+def in_short(error: Exception) -> str:
+    """Tell an error in a line that is read, not a stack of connection pools."""
+    told = " ".join(str(error).split())
+    for sign, words in (
+        ("NewConnectionError", "no connection"),
+        ("ConnectTimeout", "no connection in time"),
+        ("Read timed out", "no answer in time"),
+        ("too many 500", "it answers with errors (500)"),
+    ):
+        if sign in told:
+            return f"{mlflow.get_tracking_uri()}: {words}"
+    return told[:200]
 
 
 def is_refusal(error: Exception) -> bool:

@@ -63,7 +63,7 @@ class JournaledLog(Log):
 
     def artifact_uri(self) -> str:
         """Where the run's files are, or are kept until MLflow answers."""
-        return self.journal.remote.get("artifact_uri") or str(self.journal.folder / "files")
+        return self.journal.remote.get("artifact_uri") or str(self.journal.path("artifacts"))
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Log what the run was made with."""

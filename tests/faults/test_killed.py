@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow.entities import LoggedModelStatus
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.faults.world import World
+
 pytestmark = pytest.mark.slow
-DIE = Path(__file__).with_name("die.py")
-OPTIONS = {
-    "model": "cnn",
-    "epochs": "3",
-    "image-size": "32",
-    "batch-size": "16",
-    "bootstrap-samples": "100",
-    "device": "cpu",
-    "checkpoint-minutes": "0",
-}
-CLOCK = ("train/seconds", "train/images_per_second", "system/")
 MOMENTS = {
     "in the first words": "cxr_mlflow.tracking.journal:Journal.append:after:4",
     "in a step": "cxr_mlflow.training.loop:train_step:before:3",
@@ -43,50 +29,13 @@ MOMENTS = {
 }
 
 
-class World:
-    """A folder with a store, where the same command is typed again and again."""
-
-    def __init__(self, folder: Path, empty_store: Path, data: Path, cache: Path) -> None:
-        self.folder = folder
-        (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
-        self.args = ["--data-dir", str(data), "--cache-dir", str(cache)]
-
-    def type(self, moment: str | None = None, **options: str) -> subprocess.CompletedProcess[str]:
-        """Type the command; with a moment, it dies there."""
-        start = [str(DIE), moment] if moment else ["-m", "cxr_mlflow"]
-        told = [w for k, v in {**OPTIONS, **options}.items() for w in (f"--{k}", v)]
-        return subprocess.run(
-            [sys.executable, *start, "train", *self.args, *told],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={
-                **os.environ,
-                "MLFLOW_TRACKING_URI": self.uri,
-                "CXR_STATE_DIR": str(self.folder / "state"),
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(DIE.parents[2]),
-            },
-        )
-
-    @property
-    def client(self) -> mlflow.MlflowClient:
-        mlflow.set_tracking_uri(self.uri)
-        return mlflow.MlflowClient()
-
-    def runs(self):
-        experiment = self.client.get_experiment_by_name("chest-xray")
-        return self.client.search_runs([experiment.experiment_id])
-
-
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory, empty_store, demo_dir, cache_dir):
     """One run that nothing happened to, and one that was killed at every moment in turn."""
 
     def world(name: str) -> World:
-        return World(tmp_path_factory.mktemp(name), empty_store, demo_dir, cache_dir)
+        folder = tmp_path_factory.mktemp(name)
+        return World(folder, demo_dir, cache_dir, store=empty_store)
 
     whole, killed = world("whole"), world("killed")
     done = whole.type()
@@ -128,13 +77,7 @@ def test_the_weights_are_the_same_to_the_bit(worlds):
 
 
 def test_the_history_is_the_same_with_no_step_missing_or_twice(worlds):
-    def history(world: World):
-        (run,) = world.runs()
-        keys = [key for key in run.data.metrics if not key.startswith(CLOCK)]
-        client, run_id = world.client, run.info.run_id
-        return {k: [(m.step, m.value) for m in client.get_metric_history(run_id, k)] for k in keys}
-
-    whole, killed = map(history, worlds)
+    whole, killed = (world.history(world.runs()[0]) for world in worlds)
     assert [step for step, _ in whole["val/f1_macro"]] == [1, 2, 3]
     assert killed == whole
 
@@ -184,7 +127,7 @@ def test_other_options_do_not_resume_and_changed_data_refuses(
     from cxr_mlflow.data.demo import write_demo
 
     data = write_demo(tmp_path / "data" / "demo", num_per_class=16)
-    world = World(tmp_path_factory.mktemp("changed"), empty_store, data, cache_dir)
+    world = World(tmp_path_factory.mktemp("changed"), data, cache_dir, store=empty_store)
     assert world.type(MOMENTS["in a step"]).returncode == -signal.SIGKILL
 
     other = world.type(lr="0.002", register="false", epochs="1")
@@ -210,19 +153,7 @@ def test_other_options_do_not_resume_and_changed_data_refuses(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_says_so_and_goes_on(world_of_one, number):
     world = world_of_one
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cxr_mlflow", "train", *world.args]
-        + [w for k, v in {**OPTIONS, "epochs": "40"}.items() for w in (f"--{k}", v)],
-        cwd=world.folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={
-            **os.environ,
-            "MLFLOW_TRACKING_URI": world.uri,
-            "CXR_STATE_DIR": str(world.folder / "state"),
-            "OMP_NUM_THREADS": "1",
-        },
-    )
+    process = world.start(epochs="40")
     told = []
     for line in process.stderr:
         told.append(line)
@@ -242,4 +173,4 @@ def test_asked_to_stop_it_says_so_and_goes_on(world_of_one, number):
 def world_of_one(tmp_path, empty_store, demo_dir, cache_dir):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield World(tmp_path, empty_store, demo_dir, cache_dir)
+        yield World(tmp_path, demo_dir, cache_dir, store=empty_store)
