@@ -30,6 +30,7 @@ from cxr_mlflow.describe import Plan, announce, closing_lines, summarize
 from cxr_mlflow.environment import code_digest, package_versions
 from cxr_mlflow.evaluation.assessment import Assessment, assess, validation_scores
 from cxr_mlflow.evaluation.report import RunSummary, metrics_json, write_note
+from cxr_mlflow.explain import explain_trained, probe_sources
 from cxr_mlflow.handover import PENDING, handlers, tell_note
 from cxr_mlflow.models import load_model
 from cxr_mlflow.telling import EpochRecorder, draw_sheets, start_record, tell_network, tell_version
@@ -160,7 +161,24 @@ def conduct(
     draw_sheets(run, plan, trained, result)
     controls = source_controls(study, result, samples=config.tracking.bootstrap_samples)
     run.log_metrics(controls.metrics)
-    found = {"data audit": audit.headline(), **controls.lines, **checked.lines}
+    samples = config.tracking.bootstrap_samples
+    heat = explain_trained(
+        trained.network,
+        study,
+        result,
+        mask_mode=mask_mode,
+        device=device,
+        samples=samples,
+        caption=plan.caption("Grad-CAM"),
+    )
+    probe = probe_sources(
+        trained.network, study, mask_mode=mask_mode, device=device, samples=samples
+    )
+    explained = {**heat.lines, **probe.lines}
+    run.log_metrics({**heat.metrics, **probe.metrics})
+    for name, figure in {**heat.figures, **probe.figures}.items():
+        run.log_figure(figure, f"test/{name}.png")
+    found = {"data audit": audit.headline(), **controls.lines, **explained, **checked.lines}
     summary = summarize(plan, trained, result, found)
     tell_network(run, plan, trained, fitted)
     if config.tracking.register:
@@ -169,9 +187,16 @@ def conduct(
     else:
         run.set_tags({"registered": "no"})
     card = card_of(
-        plan, trained, result, checked, summary, audit=audit, controls=controls, explained={}
+        plan,
+        trained,
+        result,
+        checked,
+        summary,
+        audit=audit,
+        controls=controls,
+        explained=explained,
     )
-    tell_card(run, card, card_figures(result.figures))
+    tell_card(run, card, card_figures({**result.figures, **heat.figures}))
     record_end(
         run,
         metrics_json=metrics_json(result.metrics, result.intervals),

@@ -15,6 +15,7 @@ from cxr_mlflow.data.audit import Audit
 from cxr_mlflow.data.audit_report import write_page
 from cxr_mlflow.data.dataset import Draw
 from cxr_mlflow.data.duplicates import plot_contact_sheet
+from cxr_mlflow.data.fingerprints import save_fingerprints
 from cxr_mlflow.describe import Plan, augmented_sheet
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.plots import (
@@ -84,6 +85,8 @@ def start_record(run: Log, plan: Plan, audit: Audit) -> None:
     with tempfile.TemporaryDirectory() as folder:
         split.save(Path(folder) / "split.csv")
         run.log_file(Path(folder) / "split.csv", "data")
+        save_fingerprints(Path(folder) / "fingerprints.npz", catalog, split)
+        run.log_file(Path(folder) / "fingerprints.npz", "data")
 
 
 def draw_sheets(run: Log, plan: Plan, trained: Trained, result: Assessment) -> None:
