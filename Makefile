@@ -55,8 +55,8 @@ train: install  ## Train through MLflow: your data if it is there, else the demo
 	  -P image_size=$(IMAGE_SIZE) -P seed=$(SEED) -P weights="$(WEIGHTS)" \
 	  -P mask_mode=$(MASK_MODE) $(ARGS)
 
-test: install  ## Run all tests.
-	@python -m pytest
+test: install  ## Run all tests, a process for each core.
+	@OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-fast: install  ## Run the tests that take seconds.
 	@python -m pytest -m "not slow"

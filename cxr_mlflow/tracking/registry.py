@@ -118,9 +118,8 @@ def find_version(model_uri: str, name: str) -> str | None:
     model_uri, name : str
         Logged model, and registered model.
     """
-    model_id = model_uri.removeprefix("models:/")
     for found in mlflow.MlflowClient().search_model_versions(f"name = '{name}'"):
-        if found.model_id == model_id:
+        if found.source == model_uri:  # MLflow 3.17 leaves `model_id` empty here
             return str(found.version)
     return None
 
