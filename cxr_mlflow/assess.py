@@ -6,30 +6,35 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from rich.console import Console
 
 from cxr_mlflow.command_config import EvaluateConfig
-from cxr_mlflow.config import AUTO, NONE, DataConfig, MaskMode, TrackingConfig
-from cxr_mlflow.data.catalog import Catalog
-from cxr_mlflow.data.prepare import find_duplicates, open_catalog
+from cxr_mlflow.config import AUTO, NONE, DataConfig, TrackingConfig
+from cxr_mlflow.data.fingerprints import plot_copies
 from cxr_mlflow.data.preprocess import needs_mask
-from cxr_mlflow.data.splits import load_split
 from cxr_mlflow.data.storage import with_bar
-from cxr_mlflow.describe import CODE_DIR, SYNTHETIC, left_out, where_lines
+from cxr_mlflow.describe import CODE_DIR, where_lines
 from cxr_mlflow.environment import git_commit, package_versions
-from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.assessment import Assessment, assess
 from cxr_mlflow.evaluation.note import write_scores
-from cxr_mlflow.evaluation.report import NOT_CONTROLLED, metrics_json
+from cxr_mlflow.evaluation.present import over_present, present_classes, present_scores
+from cxr_mlflow.evaluation.report import metrics_json
+from cxr_mlflow.external import Films, bad_files, gather
+from cxr_mlflow.external_words import (
+    checked_tag,
+    facts_of,
+    score_lines,
+    what_readers_must_know,
+)
 from cxr_mlflow.names import slug
+from cxr_mlflow.promises import check_promises
 from cxr_mlflow.serving.predictor import Predictor, open_predictor
+from cxr_mlflow.tracking.origin import is_run_id, model_of_run, origin_of
 from cxr_mlflow.tracking.record import record_assessment, record_end, record_start
-from cxr_mlflow.tracking.run import open_run, use_tracking_uri
+from cxr_mlflow.tracking.run import Tracker, open_run, use_tracking_uri
 
 FILES_AT_ONCE = 64
 
@@ -45,6 +50,10 @@ class Evaluation:
 
 def evaluate_model(asked: EvaluateConfig, data: DataConfig, tracking: TrackingConfig) -> Evaluation:
     """Score a model on a folder of X-rays and log it as a run.
+
+    Images that show films the model was trained on are taken out first; where that cannot be found
+    out, the run says so wherever its scores are shown. Where the folder lacks classes of the model,
+    averages are over those that are there, under names of their own (`f1_macro_present`).
 
     Parameters
     ----------
@@ -62,60 +71,56 @@ def evaluate_model(asked: EvaluateConfig, data: DataConfig, tracking: TrackingCo
     """
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     tracking_uri = use_tracking_uri()
-    predictor = open_predictor(asked.model_uri)
-    catalog = open_catalog(replace(data, mask_mode=cast(MaskMode, predictor.mask_mode)))
-    rows = rows_to_score(asked, data, catalog)
-    table = relabel(catalog.table.iloc[rows].reset_index(drop=True), predictor.classes)
-    warnings = what_readers_must_know(asked, catalog, predictor)
-    model = predictor.trained_on.get("model", "model")
+    model_uri = model_of_run(asked.model_uri) if is_run_id(asked.model_uri) else asked.model_uri
+    predictor = open_predictor(model_uri)
+    origin = origin_of(model_uri, predictor.trained_on.get("run_id"))
+    films = gather(asked, data, predictor, origin)
+    catalog, table = films.catalog, films.table
+    present = present_classes(table["label"].to_numpy(np.int64), predictor.classes)
+    warnings = what_readers_must_know(films, predictor, present, origin)
     name = tracking.run_name
     if name == AUTO:
-        name = f"evaluate-{model}-{asked.subset}-{catalog.name}"
+        name = (
+            f"evaluate-{predictor.trained_on.get('model', 'model')}-{asked.subset}-{catalog.name}"
+        )
     console.print(f"[bold]{name}[/bold]: {len(table):,} images of {catalog.root}")
     for warning in warnings:
         console.print(f"! {warning}", style="bold yellow", markup=False)
     tags = {
         "kind": "evaluation",
-        "model_uri": asked.model_uri,
+        "model_uri": model_uri,
         "data": catalog.name,
         "synthetic": str(catalog.is_demo).lower(),
-        "controls": "not controlled",
+        "controls": origin.controls if origin else "not controlled",
+        "checked_against_training": checked_tag(films),
+        "classes_present": f"{len(present)} of {len(predictor.classes)}: {', '.join(present)}",
+        **({"training_run": origin.run_id} if origin else {}),
     }
     with open_run(tracking.experiment, name, tags) as run:
-        record_start(
-            run,
-            params={
-                "model_uri": asked.model_uri,
-                "subset": asked.subset,
-                "data_dir": data.data_dir,
-                "data_digest": catalog.digest,
-                "bootstrap_samples": str(tracking.bootstrap_samples),
-                "git_commit": git_commit(CODE_DIR),
-                **package_versions(),
-            },
-            config={"trained_on": dict(predictor.trained_on)},
-            tables={"data/problems.csv": catalog.problems},
-            figures={},
-            datasets={
-                "testing": (
-                    table[["image_id", "class_name", "source", "pixel_hash"]],
-                    catalog.name,
-                    catalog.digest,
-                )
-            },
-        )
-        groups = find_duplicates(catalog, data).groups
-        result = assess(
-            table,
-            score(predictor, table),
-            predictor.classes,
-            split="test",
-            subtitle=f"{name}: n = {len(table):,}" + (" (synthetic)" if catalog.is_demo else ""),
+        start_record(run, asked, data, tracking, films, predictor)
+        predicted = score(predictor, table)
+        result = judge(films, predictor, predicted, name=name, samples=tracking.bootstrap_samples)
+        checked = check_promises(
+            predictor,
+            result.probabilities,
+            result.y_true,
+            groups=films.groups,
             samples=tracking.bootstrap_samples,
-            groups=groups[rows],
+            subtitle=caption(films, name, len(predictor.classes)),
         )
+        run.log_metrics({f"test/{key}": value for key, value in checked.metrics.items()})
+        result = replace(result, figures={**result.figures, **checked.figures})
         record_assessment(run, result)
-        note = write_scores(result.metrics, result.intervals, predictor.classes, warnings)
+        shown = (result.metrics, result.intervals)
+        if len(present) < len(predictor.classes):
+            shown = over_present(*shown, predictor.classes, present)
+        note = write_scores(
+            *shown,
+            predictor.classes,
+            warnings,
+            controls=checked.lines,
+            facts=facts_of(films, predictor, origin, model_uri),
+        )
         record_end(
             run,
             note=note,
@@ -123,56 +128,104 @@ def evaluate_model(asked: EvaluateConfig, data: DataConfig, tracking: TrackingCo
             tags={},
             metrics={},
         )
-    interval = result.intervals["f1_macro"]
     lines = (
-        f"{len(table):,} images: macro F1 {interval.value:.3f} "
-        f"({interval.low:.3f}-{interval.high:.3f}), accuracy {result.metrics['accuracy']:.3f}",
+        *score_lines(*shown, present, predictor.classes, len(table)),
+        *(f"{what}: {told}" for what, told in checked.lines.items()),
+        *(f"training images: {told}" for told in [films.checked] if told),
         *(f"! {warning}" for warning in warnings),
         *where_lines(name, run, tracking_uri),
     )
     return Evaluation(run.run_id, result, lines)
 
 
-def rows_to_score(asked: EvaluateConfig, data: DataConfig, catalog: Catalog) -> NDArray[np.int64]:
-    """Rows of the catalog that are scored: all, or the test images of a split file."""
-    if asked.subset == "all":
-        if data.split_file != NONE:
-            raise InputError("--split-file is for --subset test; with --subset all leave it out")
-        return np.arange(len(catalog.table))
-    if data.split_file == NONE:
-        raise InputError("--subset test needs --split-file: the data/split.csv of the training run")
-    return load_split(Path(data.split_file).expanduser(), catalog).rows("test")
+def start_record(
+    run: Tracker,
+    asked: EvaluateConfig,
+    data: DataConfig,
+    tracking: TrackingConfig,
+    films: Films,
+    predictor: Predictor,
+) -> None:
+    """Log what is about to be scored, and what was taken out before."""
+    catalog = films.catalog
+    tables = {"data/problems.csv": bad_files(catalog, films.class_map)}
+    figures = {}
+    if films.copies is not None:
+        tables["data/copies_of_training.csv"] = films.copies.table
+        run.log_metrics({"data/copies_of_training": float(len(films.copies.rows))})
+        if films.seen is not None and len(films.copies.pairs):
+            figures["data/copies_of_training.png"] = plot_copies(catalog, films.copies, films.seen)
+    record_start(
+        run,
+        params={
+            "model_uri": asked.model_uri,
+            "subset": asked.subset,
+            "data_dir": data.data_dir,
+            "class_map": asked.class_map,
+            "data_digest": catalog.digest,
+            "bootstrap_samples": str(tracking.bootstrap_samples),
+            "git_commit": git_commit(CODE_DIR),
+            **package_versions(),
+        },
+        config={"trained_on": dict(predictor.trained_on), "class_map": films.class_map},
+        tables=tables,
+        figures=figures,
+        datasets={
+            "testing": (
+                films.table[["image_id", "class_name", "source", "pixel_hash"]],
+                catalog.name,
+                catalog.digest,
+            )
+        },
+    )
+    if asked.class_map != NONE:
+        run.log_file(Path(asked.class_map).expanduser(), "data")
 
 
-def relabel(table: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
-    """Number the classes as the model does; names are compared as slugs."""
-    place = {slug(name): label for label, name in enumerate(classes)}
-    known = table["class_name"].map(slug)
-    if strange := sorted(set(table["class_name"][~known.isin(place)])):
-        raise InputError(
-            f"the model knows {', '.join(classes)}; the data has {', '.join(strange)} as well"
-        )
-    return table.assign(label=known.map(place).astype(np.int64))
+def caption(films: Films, name: str, num_classes: int) -> str:
+    """Subtitle of the figures."""
+    there = films.table["label"].nunique()
+    some = f", {there} of {num_classes} classes" if there < num_classes else ""
+    synthetic = " (synthetic)" if films.catalog.is_demo else ""
+    return f"{name}: n = {len(films.table):,}{some}{synthetic}"
 
 
-def what_readers_must_know(
-    asked: EvaluateConfig, catalog: Catalog, predictor: Predictor
-) -> tuple[str, ...]:
-    """List what is said wherever these scores are shown."""
-    warnings = [SYNTHETIC] if catalog.is_demo else []
-    if asked.subset == "all" and predictor.trained_on.get("data_digest") == catalog.digest:
-        warnings.append(
-            "The model was trained on images of this very folder: these scores are too good. "
-            "Use --subset test with the split file of the training run."
-        )
-    return (*warnings, *left_out(catalog.problems), NOT_CONTROLLED)
+def judge(
+    films: Films, predictor: Predictor, predicted: pd.DataFrame, *, name: str, samples: int
+) -> Assessment:
+    """Score what the model answered, with the averages over the classes that are there."""
+    classes = predictor.classes
+    columns = [f"p_{slug(each)}" for each in classes]
+    result = assess(
+        films.table,
+        predicted[columns].to_numpy(np.float64),
+        classes,
+        split="test",
+        subtitle=caption(films, name, len(predictor.classes)),
+        samples=samples,
+        groups=films.groups,
+    )
+    areas = present_scores(
+        result.y_true, result.probabilities, classes, groups=films.groups, samples=samples
+    )
+    if not np.bincount(result.y_true, minlength=len(classes)).all():
+        values = {key: area.value for key, area in areas.items()}
+    else:  # all classes are there: the averages have their own names
+        areas = {key: area for key, area in areas.items() if key.startswith("roc_auc/")}
+        values = {}
+    said = [column for column in ("abstain", "prediction_set") if column in predicted]
+    return replace(
+        result,
+        metrics=result.metrics | values,
+        intervals=result.intervals | areas,
+        predictions=result.predictions.assign(**{name: predicted[name] for name in said}),
+    )
 
 
-def score(predictor: Predictor, table: pd.DataFrame) -> NDArray[np.float64]:
-    """Probabilities (N, C) of the images in a catalog's table, from their files."""
-    columns = [f"p_{slug(name)}" for name in predictor.classes]
+def score(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
+    """What the model answers for the images in a catalog's table, from their files."""
     parts = [
-        predictor.predict(frame)[columns].to_numpy(np.float64)
+        predictor.predict(frame)
         for frame in with_bar(
             frames(table, masked=needs_mask(predictor.mask_mode)),
             "scoring",
@@ -180,7 +233,7 @@ def score(predictor: Predictor, table: pd.DataFrame) -> NDArray[np.float64]:
             show=True,
         )
     ]
-    return np.concatenate(parts)
+    return pd.concat(parts, ignore_index=True)
 
 
 def frames(table: pd.DataFrame, *, masked: bool) -> Iterator[pd.DataFrame]:

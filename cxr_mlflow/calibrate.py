@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -200,4 +201,6 @@ def _flat(head: str, scores: dict[str, Interval]) -> dict[str, float]:
 
 
 def _words(score: Interval) -> str:
+    if math.isnan(score.value):
+        return "not measured"
     return f"{score.value:.3f} ({score.low:.3f}–{score.high:.3f})"

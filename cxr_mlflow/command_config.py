@@ -16,15 +16,41 @@ class EvaluateConfig(Checked):
 
     model_uri: str = option(
         "models:/cxr-classifier@champion",
-        "The model: an MLflow URI (models:/NAME@ALIAS, models:/NAME/VERSION) or a model folder.",
+        "The model: an MLflow URI (models:/NAME@ALIAS, models:/NAME/VERSION), a model folder, or "
+        "the id of a training run. On the command line its place is before all options.",
     )
     subset: Subset = option(
-        "all", "Every image of the folder, or the test images that --split-file names."
+        "all",
+        "Every image of the folder, or the test images: of --split-file, else of the training run.",
     )
+    class_map: str = option(
+        NONE,
+        "YAML file for data of other classes, a line 'FOLDER: Class of the model' each; 'FOLDER: "
+        "null' leaves a folder out.",
+    )
+    controls: bool = option(
+        False,
+        "Train control models of the model's training run, and show its score beside theirs, in "
+        "place of scoring a folder; as cxr control.",
+    )
+    control_modes: str = option(AUTO, "As --modes of cxr control.")
+    control_epochs: int = option(0, "As --epochs of cxr control: the budget of each control.")
 
     def __post_init__(self) -> None:
         self._check_choices()
-        self._require(bool(self.model_uri.strip()), "model_uri", "must not be empty")
+        for name in ("model_uri", "class_map", "control_modes"):
+            self._require(bool(getattr(self, name).strip()), name, "must not be empty")
+        self._require(self.control_epochs >= 0, "control_epochs", "must not be negative")
+        for name, unset in (("control_modes", AUTO), ("control_epochs", 0)):
+            self._require(
+                self.controls or getattr(self, name) == unset, name, "is for --controls true only"
+            )
+        for name, unset in (("subset", "all"), ("class_map", NONE)):
+            self._require(
+                not self.controls or getattr(self, name) == unset,
+                name,
+                "does not go with --controls: controls are tested as their run was",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +109,9 @@ class ControlConfig(Checked):
 
     run_id: str = option(NONE, "The finished training run that is controlled.", argument=True)
     modes: str = option(
-        "lungs-out,mask-only",
-        "Mask modes that are trained as controls with the run's own recipe, seed and split.",
+        AUTO,
+        "Mask modes that are trained as controls with the run's own recipe, seed and split. 'auto':"
+        " lungs-out,mask-only, and lungs where the run itself saw more than the lungs.",
     )
     epochs: int = option(0, "Most epochs of each control; 0: as many as the run was given.")
     data_dir: str = option("run", "Where the run's images are now; 'run': where they were.")
@@ -95,8 +122,54 @@ class ControlConfig(Checked):
     def __post_init__(self) -> None:
         known = get_args(MaskMode)
         self._require(
-            set(self.modes.split(",")) <= set(known), "modes", f"must be of {', '.join(known)}"
+            self.modes == AUTO or set(self.modes.split(",")) <= set(known),
+            "modes",
+            f"must be of {', '.join(known)}",
         )
         self._require(self.epochs >= 0, "epochs", "must not be negative")
         for name in ("run_id", "data_dir", "cache_dir"):
             self._require(bool(getattr(self, name).strip()), name, "must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig(Checked):
+    """A finished model behind HTTP, and what a request may cost."""
+
+    model_uri: str = option(
+        "models:/cxr-classifier@champion", "The model: a folder or an MLflow URI.", argument=True
+    )
+    host: str = option("127.0.0.1", "Address to listen on; any but loopback wants a token.")
+    port: int = option(5001, "Port to listen on; 0: a free one, which is told.")
+    token_file: str = option(
+        NONE, "File with the token that clients must send; else $CXR_SERVE_TOKEN is taken."
+    )
+    insecure: bool = option(False, "Let others than this machine connect without a token.")
+    open_metrics: bool = option(False, "Let /metrics be read without the token.")
+    workers: int = option(0, "Requests scored at the same time; 0: one for each core.")
+    threads: int = option(1, "Cores that one request may use.")
+    max_waiting: int = option(32, "Requests that may wait for a worker; more are told to retry.")
+    max_connections: int = option(256, "Clients connected at the same time.")
+    max_body_mb: int = option(32, "Largest request, MB.")
+    max_buffered_mb: int = option(256, "Requests held in memory at the same time, MB in all.")
+    max_images: int = option(64, "Most images in a request.")
+    max_megapixels: float = option(25.0, "Largest image, millions of pixels.")
+    request_timeout: float = option(30.0, "Seconds in which a request is answered, once it is in.")
+    body_timeout: float = option(30.0, "Seconds in which the body of a request must come in.")
+    header_timeout: float = option(10.0, "Seconds for the headers of a request to come in.")
+    stop_timeout: int = option(20, "Seconds to finish what is under way when told to stop.")
+
+    def __post_init__(self) -> None:
+        for name in ("model_uri", "host", "token_file"):
+            self._require(bool(getattr(self, name).strip()), name, "must not be empty")
+        self._require(0 <= self.port < 2**16, "port", "must lie in 0..65535")
+        for name in ("workers", "max_waiting"):
+            self._require(getattr(self, name) >= 0, name, "must not be negative")
+        for name in ("threads", "max_connections", "max_body_mb", "max_images", "stop_timeout"):
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("max_megapixels", "request_timeout", "body_timeout", "header_timeout"):
+            self._require(0 < getattr(self, name) < float("inf"), name, "must be positive")
+        self._require(
+            self.max_buffered_mb >= self.max_body_mb,
+            "max_buffered_mb",
+            f"must be at least --max-body-mb={self.max_body_mb}",
+        )

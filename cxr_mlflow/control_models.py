@@ -22,6 +22,7 @@ from cxr_mlflow.experiment.plan import Cell
 from cxr_mlflow.pipeline import run_experiment
 from cxr_mlflow.serving.predictor import is_model_folder, open_predictor
 from cxr_mlflow.tracking.origin import RUNS, is_run_id, origin_of
+from cxr_mlflow.tracking.cards import add_control_models
 from cxr_mlflow.tracking.parents import CELL, PARENT, ROW, Child, children_of, get_run, link
 from cxr_mlflow.tracking.registry import describe_versions_of, use_registry
 from cxr_mlflow.tracking.tested import as_tested, options_of_run
@@ -105,12 +106,8 @@ def control_run(asked: ControlConfig) -> Controlled:
         baseline=config.data.mask_mode,
         samples=config.tracking.bootstrap_samples,
     )
-    shorter = (
-        ""
-        if budget == config.train.epochs
-        else (f", trained for at most {budget} epochs instead of {config.train.epochs}")
-    )
-    found = write_beside(compared, asked.run_id, modes, shorter)
+    words = budget_words(budget, config.train.epochs)
+    found = write_beside(compared, asked.run_id, modes, words)
     return Controlled(compared, (found, f"run       {asked.run_id} ({run.info.run_name})"))
 
 
@@ -158,7 +155,9 @@ def budget_lines(
     lines = [f"{finished} of {len(modes)} controls are finished already"] if finished else []
     if not left:
         return lines
-    told = f"{len(left)} controls ({', '.join(left)}) of at most {budget} epochs each"
+    told = f"1 control ({left[0]}) of at most {budget} epochs"
+    if len(left) > 1:
+        told = f"{len(left)} controls ({', '.join(left)}) of at most {budget} epochs each"
     if not seconds:
         return [*lines, f"{told}; the run does not tell how long its epochs took"]
     each = float(np.median(seconds))
@@ -168,6 +167,11 @@ def budget_lines(
         f"{told}: up to about {minutes} min of training, at the {each:.1f} s that an epoch of the "
         "run itself took",
     ]
+
+
+def budget_words(budget: int, own: int) -> str:
+    """Say in how many epochs controls were trained, if not in as many as the run."""
+    return "" if budget == own else f", trained for at most {budget} epochs instead of {own},"
 
 
 def config_of(asked: ControlConfig) -> RunConfig:
@@ -226,4 +230,9 @@ def write_beside(compared: Compared, run_id: str, modes: Sequence[str], budget: 
     tracker.log_text(note, "README.md")
     tracker.set_tags({"controls": found.removeprefix("Controls: "), "mlflow.note.content": note})
     describe_versions_of(run_id, note, {"controls": found.removeprefix("Controls: ")})
+    scores = {SEEN.get(mode, mode): rows[mode].scores["f1_macro"] for mode in modes}
+    add_control_models(
+        tracker,
+        {what: f"{s.value:.3f} ({s.low:.3f}–{s.high:.3f}){budget}" for what, s in scores.items()},
+    )
     return found

@@ -40,6 +40,7 @@ def leave_no_experiment_behind():
     yield
     for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
         os.environ.pop(name, None)
+    mlflow.tracking.fluent._active_experiment_id = None  # there is no public way to leave one
 
 
 @pytest.fixture(scope="session")

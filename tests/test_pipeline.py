@@ -279,7 +279,7 @@ def test_evaluate_gives_the_scores_of_the_training_run(world, run, demo_dir, cac
     assert "Synthetic data" in again.data.tags["mlflow.note.content"]
 
 
-def test_evaluating_on_the_training_images_is_said(world, demo_dir, cache_dir):
+def test_training_images_are_taken_out_before_a_folder_is_scored(world, run, demo_dir, cache_dir):
     from cxr_mlflow.assess import evaluate_model
 
     done = evaluate_model(
@@ -287,7 +287,9 @@ def test_evaluating_on_the_training_images_is_said(world, demo_dir, cache_dir):
         DataConfig(data_dir=str(demo_dir), cache_dir=str(cache_dir)),
         TrackingConfig(bootstrap_samples=100),
     )
-    assert any("too good" in line for line in done.lines)
+    assert any("taken out as copies" in line for line in done.lines)
+    tested = pd.read_csv(read(run.info.run_id, "test/predictions.csv"))
+    assert set(done.result.predictions["image_id"]) <= set(tested["image_id"])
 
 
 def test_split_file_gives_the_same_test_images(world, run, demo_dir, cache_dir):

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -101,11 +102,18 @@ def served_process(
 
 
 @contextmanager
-def served_thread(model: Path, *, token: str | None = None, **options: Any) -> Iterator[int]:
-    """Run the server in a thread of this process; yield its port."""
+def served_thread(
+    model: Path, *, token: str | None = None, send_buffer: int | None = None, **options: Any
+) -> Iterator[int]:
+    """Run the server in a thread of this process; yield its port.
+
+    With a small `send_buffer` a client that does not read is noticed after a few answers.
+    """
     config = ServeConfig(model_uri=str(model), port=0, **{"workers": 1, **options})
     scorer, about = open_model(config)
     with bind(config) as listening:
+        if send_buffer:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         ready = threading.Event()
         server = Server(scorer, about, config, token, ready.set)
         thread = threading.Thread(target=server.run, args=([listening],))

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from cxr_mlflow.data.catalog import Catalog
+from cxr_mlflow.data.catalog import MASK_PROBLEMS, Catalog
 from cxr_mlflow.data.preprocess import MASK_THRESHOLD, BadImage, Pixels, decode_grey
 from cxr_mlflow.data.scan import hash_pixels
 from cxr_mlflow.data.storage import in_threads, with_bar
@@ -28,7 +28,6 @@ MASK_SIDE = 16
 THUMBNAIL = 8
 TINY_MASK = 0.10
 """Share of lung under which a mask is called tiny; of 9,912 real masks 1 % are."""
-MASK_PROBLEMS = ("missing_mask", "empty_mask", "bad_mask", "several_masks", "mask_shape")
 BORDER = 3
 """Width of the border, in pixels of the 32 x 32 thumbnail: 9 % of the image on every side."""
 _STANDARD_LUMA_SUM = 3688  # of the JPEG standard's luminance table (ITU-T T.81, table K.1)

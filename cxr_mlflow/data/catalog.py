@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ __all__ = ["Catalog", "load_catalog", "resolve_data_dir", "scan_catalog"]
 
 ASPECT_TOLERANCE = 0.03
 """Largest relative difference between the aspect ratios of an image and its mask."""
+MASK_PROBLEMS = ("missing_mask", "empty_mask", "bad_mask", "several_masks", "mask_shape")
+"""Reasons to refuse an image that do not count where no mask is used."""
 COLUMNS: dict[str, str] = {
     "image_id": "str",
     "path": "str",
@@ -120,9 +123,11 @@ def load_catalog(
         raise InputError(_summary(catalog.root, fatal))
     for name in catalog.classes:
         if not (catalog.table["class_name"] == name).any():
+            of_class = fatal[fatal["path"].str.startswith(f"{name}/")]
+            advice = mask_advice(of_class)
             raise InputError(
                 f"{catalog.root / name}: no usable image in this class; add images, or take the "
-                f"folder away (`cxr data check --data-dir {catalog.root}` lists what is wrong)"
+                f"folder away ({_check(catalog.root)} lists what is wrong){advice}"
             )
     return catalog
 
@@ -292,6 +297,23 @@ def _summary(root: Path, fatal: pd.DataFrame) -> str:
     paths = list(dict.fromkeys(fatal["path"]))
     names = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
     return (
-        f"{root}: {len(paths)} images cannot be used ({kinds}): {names}. See all with `cxr data "
-        f"check --data-dir '{root}'`; mend them, or go on without them: --on-bad-file skip"
+        f"{root}: {len(paths)} images cannot be used ({kinds}): {names}. See all with "
+        f"{_check(root)}; mend them, or go on without them: --on-bad-file skip{mask_advice(fatal)}"
     )
+
+
+def _check(root: Path) -> str:
+    return f"`cxr data check {shlex.quote(str(root))}`"
+
+
+def mask_advice(fatal: pd.DataFrame) -> str:
+    """Name the way out where masks are all that is wrong with some images; "" elsewhere.
+
+    Parameters
+    ----------
+    fatal : DataFrame
+        Rows of `Catalog.problems` for which images were refused.
+    """
+    others = fatal.loc[~fatal["problem"].isin(MASK_PROBLEMS), "path"]
+    needless = fatal["path"].isin(others).all()
+    return "" if needless else " (whole images need no mask: --mask-mode none)"

@@ -8,6 +8,7 @@ runs in a process of its own, which is ended when nothing arrives for `SILENCE` 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cxr_mlflow.data.layout import find_root
-from cxr_mlflow.data.storage import explained
+from cxr_mlflow.data.storage import NO_SPACE, explained
 from cxr_mlflow.errors import InputError
 
 HANDLE = "tawsifurrahman/covid19-radiography-database"
@@ -93,6 +94,8 @@ def _fetch(command: Sequence[str], staging: Path, silence: float) -> Path:
     finally:
         process.kill()
         process.wait()
+    if status == errno.ENOSPC:
+        raise OSError(status, os.strerror(status))  # told in words by `download`
     if status != 0 or not told.is_file():
         reason = f"status {status}"
         if failed.is_file():
@@ -117,13 +120,18 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _fetch_with_kagglehub(staging: Path) -> int:
-    """Run in the fetching process: leave the folder's name in `path`, or the reason in `error`."""
+    """Run in the fetching process: leave the folder's name in `path`, or the reason in `error`.
+
+    A disk without space for a reason is told by the status, `errno.ENOSPC`.
+    """
     os.environ["KAGGLEHUB_CACHE"] = str(staging.resolve())
     import kagglehub
 
     try:
         folder = kagglehub.dataset_download(HANDLE)
     except Exception as error:  # a dozen kinds, by requests and by kagglehub
+        if getattr(error, "errno", None) in NO_SPACE:
+            return errno.ENOSPC
         kind, reason = type(error).__name__, " ".join(str(error).split())[:300]
         if kind in ("ConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError", "SSLError"):
             reason = f"kaggle.com cannot be reached: {kind}"

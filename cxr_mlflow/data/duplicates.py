@@ -32,8 +32,8 @@ CANDIDATE = 0.55
 SCALES = (0.95, 1.0, 1.05)
 SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # thumbnail pixels, 3 % of the image's side each
 VERSION = 1
-_BLOCK = 32_000_000  # similarities held at once: 128 MB
-_BATCH = 2048  # candidate pairs aligned at once
+_TILE = 2048  # images a side of the similarities held at once: 16 MB
+_BATCH = 512  # candidate pairs aligned at once
 _GROUPS_PER_ROW = 3  # on the contact sheet
 
 
@@ -131,28 +131,35 @@ def _find_pairs(
 def _describe(thumbnails: NDArray[np.uint8]) -> Floats:
     """Take out brightness (high-pass) and local contrast; float32 (N, 32, 32), unit norm."""
     maps = np.empty(thumbnails.shape, np.float32)
-    for start in range(0, len(maps), 4096):
-        grey = thumbnails[start : start + 4096].astype(np.float32)
+    for start in range(0, len(maps), _TILE):
+        grey = thumbnails[start : start + _TILE].astype(np.float32)
         fine = grey - gaussian_filter(grey, (0, 1, 1))
         contrast = np.sqrt(gaussian_filter(fine**2, (0, 2, 2)).clip(0))
-        maps[start : start + 4096] = fine / (contrast + 2)  # 2 grey levels: below them is noise
-    maps -= maps.mean(axis=(1, 2), keepdims=True)
-    maps /= np.sqrt((maps**2).sum(axis=(1, 2), keepdims=True)).clip(1e-6)
+        fine /= contrast + 2  # 2 grey levels: below them is noise
+        fine -= fine.mean(axis=(1, 2), keepdims=True)
+        norms = np.sqrt(np.einsum("nrc,nrc->n", fine, fine)).clip(1e-6)
+        maps[start : start + _TILE] = fine / norms[:, None, None]
     return maps
 
 
 def _candidates(
-    maps: Floats,
+    maps: Floats, border: int | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Floats]]:
-    """Yield (i, j, correlation) of the pairs i < j above `CANDIDATE`, block by block."""
+    """Yield (i, j, correlation) of the pairs i < j above `CANDIDATE`, tile by tile.
+
+    With `border`, only pairs of an image before it and one from it on: those of two sets.
+    """
     flat = maps.reshape(len(maps), maps.shape[1] * maps.shape[2])
-    step = max(1, _BLOCK // max(len(flat), 1))
-    for start in range(0, len(flat), step):
-        block = flat[start : start + step] @ flat[start:].T
-        i, j = np.nonzero(block >= CANDIDATE)
-        upper = i < j
-        i, j = i[upper], j[upper]
-        yield i + start, j + start, block[i, j]
+    end = len(flat) if border is None else border
+    for top in range(0, end, _TILE):
+        rows = flat[top : min(top + _TILE, end)]
+        for left in range(top if border is None else border, len(flat), _TILE):
+            tile = rows @ flat[left : left + _TILE].T
+            found = np.flatnonzero(tile >= CANDIDATE)  # far faster than nonzero on two axes
+            i, j = np.divmod(found, tile.shape[1])
+            upper = i + top < j + left
+            i, j = i[upper], j[upper]
+            yield i + top, j + left, tile[i, j]
 
 
 def _verify(
@@ -173,33 +180,44 @@ def _verify(
 
 
 def _align(a: Floats, b: Floats) -> Floats:
-    """Best correlation of maps a and b (M, 32, 32) over small shifts and scales of b."""
+    """Best correlation of maps a and b (M, 32, 32) over small shifts and scales of b.
+
+    With b moved to V b H', rows by V and columns by H, all five column shifts come at once: the
+    products with a are the sum over (a' V b) * H, the squares that over (b' V' V b) * (H' H).
+    """
     best = np.full(len(a), -1, np.float32)
     for scale in SCALES:
-        lines = [_resampling(a.shape[1], scale, shift) for shift in SHIFTS]
-        for vertical, rows in lines:
-            moved: Floats = vertical @ b
-            for horizontal, columns in lines:
-                warped: Floats = moved @ horizontal.T
-                np.maximum(best, _correlate(a[:, rows, columns], warped), out=best)
+        lines = np.stack([_resampling(a.shape[1], scale, shift) for shift in SHIFTS])
+        inside: NDArray[np.bool_] = np.any(lines, axis=2)  # (5, 32): places that can be filled
+        seen, weights = inside.astype(np.float32).T, lines.sum(1).T  # (32, 5) each
+        squares = lines.transpose(0, 2, 1) @ lines
+        for vertical, rows in zip(lines, inside, strict=True):
+            moved: Floats = vertical[rows] @ b  # (M, rows, 32)
+            still = a[:, rows]
+            sum_a, sum_b = still.sum(1) @ seen, moved.sum(1) @ weights
+            square_a = np.einsum("nrc,nrc->nc", still, still) @ seen
+            square_b = _contract(moved.transpose(0, 2, 1) @ moved, squares)
+            product = _contract(still.transpose(0, 2, 1) @ moved, lines)
+            area = rows.sum() * seen.sum(0)
+            energy = (square_a - sum_a**2 / area) * (square_b - sum_b**2 / area)
+            correlation = (product - sum_a * sum_b / area) / np.sqrt(energy.clip(1e-24))
+            np.maximum(best, correlation.max(1), out=best)
     return best
 
 
-def _resampling(side: int, scale: float, shift: float) -> tuple[Floats, slice]:
-    """Linear interpolation of one axis, as a matrix, and which of the places it can fill."""
+def _contract(a: Floats, b: Floats) -> Floats:
+    """Sum of products of each (32, 32) of a (M) with each of b (5): float32 (M, 5)."""
+    product: Floats = a.reshape(len(a), -1) @ b.reshape(len(b), -1).T
+    return product
+
+
+def _resampling(side: int, scale: float, shift: float) -> Floats:
+    """Linear interpolation of one axis, as a matrix (side, side); rows off the axis are 0."""
     centre = (side - 1) / 2
     places = (np.arange(side) - centre) * scale + centre + shift
-    inside = np.flatnonzero((places >= 0) & (places <= side - 1))
-    distance = np.abs(places[inside, None] - np.arange(side))
-    return (1 - distance).clip(0).astype(np.float32), slice(inside[0], inside[-1] + 1)
-
-
-def _correlate(a: Floats, b: Floats) -> Floats:
-    a = a - a.mean(axis=(1, 2), keepdims=True)
-    b = b - b.mean(axis=(1, 2), keepdims=True)
-    energy = (a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2))
-    correlation: Floats = (a * b).sum(axis=(1, 2)) / np.sqrt(energy).clip(1e-12)
-    return correlation
+    distance = np.abs(places[:, None] - np.arange(side))
+    inside = (places >= 0) & (places <= side - 1)
+    return ((1 - distance).clip(0) * inside[:, None]).astype(np.float32)
 
 
 def plot_contact_sheet(
@@ -250,3 +268,47 @@ def plot_contact_sheet(
         fontsize=10,
     )
     return figure
+
+
+def find_matches(
+    thumbnails: NDArray[np.uint8],
+    pixel_hashes: Sequence[str],
+    known: NDArray[np.uint8],
+    known_hashes: Sequence[str],
+    *,
+    threshold: float = THRESHOLD,
+) -> pd.DataFrame:
+    """Find the images that show a film of another set, by the decision of `find_groups`.
+
+    Parameters
+    ----------
+    thumbnails : uint8 array of shape (N, 32, 32)
+    pixel_hashes : sequence of N str
+    known : uint8 array of shape (M, 32, 32)
+        Thumbnails of the other set. Memory grows with N + M.
+    known_hashes : sequence of M str
+    threshold : float
+        Least aligned correlation of near copies.
+
+    Returns
+    -------
+    DataFrame
+        `i` (row of the image), `j` (row in the other set), `similarity` in [-1, 1], `exact`; sorted
+        by `i`, then the most similar first.
+    """
+    place: dict[str, list[int]] = {}
+    for row, text in enumerate(known_hashes):
+        place.setdefault(text, []).append(row)
+    exact = {(i, j) for i, text in enumerate(pixel_hashes) for j in place.get(text, [])}
+    num, found = len(thumbnails), [np.empty((0, 3))]
+    if num and len(known):
+        maps = _describe(np.concatenate([thumbnails, known]))
+        found += [_verify(maps, *pairs, threshold) for pairs in _candidates(maps, num)]
+    near = np.concatenate(found)
+    near[:, 1] -= num
+    rows = [(i, j, s, False) for i, j, s in near.tolist() if (int(i), int(j)) not in exact]
+    rows += [(i, j, 1.0, True) for i, j in exact]
+    pairs = pd.DataFrame(rows, columns=["i", "j", "similarity", "exact"])
+    pairs = pairs.astype({"i": "int64", "j": "int64", "similarity": "float64", "exact": "bool"})
+    order = ["i", "similarity", "exact", "j"]
+    return pairs.sort_values(order, ascending=[True, False, False, True], ignore_index=True)

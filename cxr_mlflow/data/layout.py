@@ -60,20 +60,40 @@ def find_root(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name the data with --data-dir")
-    level = [folder]
-    for _ in range(_DEPTH + 1):
-        if roots := [place for place in level if class_folders(place)]:
-            if len(roots) > 1:
-                names = ", ".join(map(str, roots))
-                raise InputError(f"{folder}: several data sets ({names}); say which: --data-dir")
-            return roots[0]
-        level = [child for place in level for child in _folders(place)]
+    for classes_of in (class_folders, flat_class_folders):
+        level = [folder]
+        for _ in range(_DEPTH + 1):
+            if roots := [place for place in level if classes_of(place)]:
+                if len(roots) > 1:
+                    names = ", ".join(map(str, roots))
+                    raise InputError(
+                        f"{folder}: several data sets ({names}); say which: --data-dir"
+                    )
+                return roots[0]
+            level = [child for place in level for child in _folders(place)]
     raise InputError(f"{folder}: no class folders found; {WANTED}")
 
 
 def class_folders(root: Path) -> list[str]:
     """Names of the folders that hold a folder `images`, sorted."""
     return [child.name for child in _folders(root) if (child / "images").is_dir()]
+
+
+def flat_class_folders(root: Path) -> list[str]:
+    """Names of the folders with images directly in them, sorted, where two or more are so.
+
+    Other hospitals' data often come as CLASS/*.png, with no folder `images` between.
+    """
+    found = [
+        child.name
+        for child in _folders(root)
+        if child.name not in ("images", "masks") and any(map(_is_image, _entries(child)))
+    ]
+    return found if len(found) > 1 else []
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -91,21 +111,31 @@ def read_layout(root: Path) -> Layout:
         If there are not two classes, or two whose names differ only in punctuation or case.
     """
     classes = tuple(class_folders(root))
+    own = "images"  # folder of a class that holds its images; "" where they lie in it directly
+    if not classes:
+        classes, own = tuple(flat_class_folders(root)), ""
     if len(classes) < 2:
         found = ", ".join(classes) or "none"
         raise InputError(f"{root}: two classes or more are needed, found {found}; {WANTED}")
+    for name in classes:
+        if reason := _why_not_a_name(name):
+            raise InputError(f"{root}: class folder {name!r}: {reason}; rename it")
     if len({slug(name) for name in classes}) < len(classes):
         raise InputError(f"{root}: class names too alike: {', '.join(classes)}; rename one")
     files: list[FoundFile] = []
     problems = [
-        Problem(folder.name, "unknown_folder", "a folder without images/ is not a class", False)
+        Problem(
+            _shown(folder.name), "unknown_folder", "a folder without images/ is no class", False
+        )
         for folder in _folders(root)
         if folder.name not in classes
     ]
     for name in classes:
-        for kind in ("images", "masks"):
+        for kind in (own, "masks"):
             for entry in _entries(root / name / kind):
-                path = f"{name}/{kind}/{entry.name}"
+                path = "/".join(part for part in (name, kind, entry.name) if part)
+                if path == f"{name}/masks":
+                    continue
                 match _look_at(entry, path, name, kind == "masks"):
                     case FoundFile() as file:
                         files.append(file)
@@ -127,9 +157,8 @@ def _look_at(
 ) -> FoundFile | Problem | None:
     if entry.name.startswith(".") or entry.name.lower() in ("thumbs.db", "desktop.ini"):
         return None  # what file managers leave behind
-    if not _is_text(path):
-        shown = path.encode(errors="backslashreplace").decode()
-        return Problem(shown, "bad_name", "the file name is not valid Unicode; rename it", True)
+    if reason := _why_not_a_name(entry.name):
+        return Problem(_shown(path), "bad_name", f"{reason}; rename it", True)
     stem, suffix = os.path.splitext(entry.name)  # pathlib takes seconds for a large folder
     if suffix.lower() not in IMAGE_SUFFIXES:
         wanted = ", ".join(IMAGE_SUFFIXES)
@@ -144,12 +173,17 @@ def _look_at(
     return FoundFile(path, class_name, is_mask, stem, told.st_size, told.st_mtime_ns)
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _why_not_a_name(name: str) -> str:
+    """Say why a name cannot stand in a line of a table or a message; "" where it can."""
+    kinds = set(map(unicodedata.category, name))
+    if "Cs" in kinds:
+        return "its name is not valid Unicode"
+    return "its name holds a line break or another control character" if "Cc" in kinds else ""
+
+
+def _shown(name: str) -> str:
+    """Spell a name in one line that can be written anywhere; a line break is escaped."""
+    return repr(name)[1:-1] if _why_not_a_name(name) else name
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -63,9 +63,9 @@ class Split:
         table = pd.crosstab(self.table["class_name"], self.table["split"])
         return table.reindex(columns=list(SPLITS), fill_value=0)
 
-    def save(self, path: Path) -> None:
-        """Write the table as CSV, for `--split-file`."""
-        with write_whole(path, "write it elsewhere") as temporary:
+    def save(self, path: Path, advice: str = "write it elsewhere") -> None:
+        """Write the table as CSV, for `--split-file`; `advice` is as of `write_whole`."""
+        with write_whole(path, advice) as temporary:
             self.table.to_csv(temporary, index=False, lineterminator="\n")
 
 

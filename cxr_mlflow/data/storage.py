@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 ANOTHER_CACHE = "name another folder with --cache-dir"
 NUM_THREADS = os.cpu_count() or 1
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
@@ -34,7 +34,7 @@ def explained(folder: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise InputError(
                 f"{folder}: no space left on the disk; free some, or {advice}"
             ) from error

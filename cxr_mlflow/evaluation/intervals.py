@@ -99,7 +99,7 @@ def bootstrap_intervals(
     def measure(weights: Array) -> dict[str, Array]:  # float64 (B, G)
         scores = score_cells(weights @ cells, slugs)
         per_image = weights[:, members]
-        aucs = [_roc_auc(y_true == c, probabilities[:, c], per_image) for c in range(len(classes))]
+        aucs = [roc_auc(y_true == c, probabilities[:, c], per_image) for c in range(len(classes))]
         return scores | {"roc_auc_macro": np.mean(aucs, axis=0)}
 
     num_groups = len(cells)
@@ -273,7 +273,7 @@ def _mcc(hits: Array, total: Array, true: Array, predicted: Array) -> Array:
     return score
 
 
-def _roc_auc(positive: NDArray[np.bool_], scores: Array, weights: Array) -> Array:
+def roc_auc(positive: NDArray[np.bool_], scores: Array, weights: Array) -> Array:
     """Area under the ROC curve for each row of weights (B, N): float64 (B,).
 
     The share of (positive, negative) pairs in which the positive has the higher score, ties half.

@@ -28,6 +28,7 @@ HEADLINES = {
     "mcc": "MCC",
 }
 NOT_MEASURED = "–"
+CHECKS = "Controls and calibration"
 TABLES = ("scores per class", "controls", "confusion", "facts")  # in the order of the note
 LEFT_OUT_FIRST = ("confusion", "scores per class", "facts", "controls")
 _MOST_WARNINGS, _WARNING_LENGTH, _FACT_LENGTH = 8, 300, 120
@@ -87,7 +88,7 @@ def write_note(summary: RunSummary) -> str:
         "confusion": _confusion_table(summary),
     }
     if summary.controls:
-        tables["controls"] = _two_columns("Controls and calibration", summary.controls)
+        tables["controls"] = _two_columns(CHECKS, summary.controls)
     return _fit(head, tables)
 
 
@@ -98,8 +99,10 @@ def write_scores(
     warnings: Sequence[str] = (),
     *,
     level: float = 0.95,
+    controls: Mapping[str, str] | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> str:
-    """Write the Markdown note of a run that only scored a model: no facts of a training.
+    """Write the Markdown note of a run that only scored a model.
 
     Parameters
     ----------
@@ -111,6 +114,8 @@ def write_scores(
         What a reader must know before the scores.
     level : float
         Level of the intervals.
+    controls, facts : mapping of str to str, optional
+        Rows of the tables of controls and of facts.
 
     Returns
     -------
@@ -119,7 +124,10 @@ def write_scores(
     """
     scored = (metrics, intervals, level)
     head = [_headline(*scored, warnings), _read_first(warnings), _scores(*scored)]
-    return _fit(head, {"scores per class": _class_table(metrics, intervals, level, classes)})
+    tables = {"scores per class": _class_table(*scored, classes)}
+    tables |= {"controls": _two_columns(CHECKS, controls)} if controls else {}
+    tables |= {"facts": _two_columns("Facts", facts)} if facts else {}
+    return _fit(head, tables)
 
 
 def with_controls(note: str, found: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ class Predictor:
     trained_on: Mapping[str, str]
     predict: Callable[[pd.DataFrame], pd.DataFrame]
     """Columns `image`, `mask` (bytes) to `label`, `confidence`, `p_<slug>`. Raises InputError."""
+    promises: Mapping[str, Any] = field(default_factory=dict)
+    """`calibration`, `abstaining`, `prediction_sets` as `scorer.json` spells them; absent ones are
+    not promised."""
 
 
 def is_model_folder(model_uri: str) -> bool:
@@ -55,6 +59,7 @@ def open_predictor(model_uri: str) -> Predictor:
             config.mask_mode,
             config.trained_on,
             lambda table: predict_table(scorer, table),
+            json.loads(config.dumps()),
         )
     if ":/" not in model_uri and not Path(model_uri).is_dir():
         raise InputError(
@@ -91,4 +96,5 @@ def _open_logged(model_uri: str) -> Predictor:
         told["mask_mode"],
         told.get("trained_on", {}),
         predict,
+        told,
     )

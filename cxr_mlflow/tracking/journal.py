@@ -148,6 +148,7 @@ class Journal:
         with write_whole(self.folder / "remote.json", ADVICE) as part:
             part.write_text(json.dumps(known), encoding="utf-8")
 
+
 def _line(record: Record) -> bytes:
     told = [record.number, record.verb, record.time, record.told]
     text = json.dumps(told, separators=(",", ":"), allow_nan=False).encode()

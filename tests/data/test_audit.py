@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from cxr_mlflow.cli.data_tables import print_audit
 from cxr_mlflow.data import audit_shortcuts, audit_sources
 from cxr_mlflow.data.audit import audit_data
 from cxr_mlflow.data.audit_copies import audit_split, describe_copies
@@ -138,6 +140,23 @@ def test_a_source_that_is_a_class_is_caught(films, tmp_path):
     assert audit.sources == {"A": {"a.example.org": 30}, "B": {"b.example.org": 30}}
 
 
+def test_the_table_fits_a_terminal_of_80_columns(films, tmp_path):
+    catalog, _, audit = audited(write_classes(tmp_path / "x", films, plant_exposure), tmp_path)
+    console = Console(width=80, file=io.StringIO())
+    print_audit(console, catalog, audit, ["a note"])
+    printed = console.file.getvalue()
+    for shortcut in audit.shortcuts:
+        if not shortcut.unmeasured:
+            row = next(
+                line for line in printed.splitlines() if f" {TITLES[shortcut.name]} " in line
+            )
+            assert str(shortcut.balanced_accuracy) in row
+            assert str(shortcut.f1_macro) in row
+        if shortcut.accused or shortcut.unmeasured:
+            assert shortcut.verdict in " ".join(printed.split())
+    assert printed.rstrip().endswith("a note")
+
+
 def test_the_demo_data_hide_the_class_where_they_say_so(demo_dir, cache_dir):
     _, _, audit = audited(demo_dir, cache_dir)
     assert not accused(audit) & {"border", "mask", "file"}
@@ -208,6 +227,17 @@ def test_guesses_are_hardly_ever_accused():
     wrong = 0
     for _ in range(2000):
         predicted = rng.integers(0, 4, len(labels))
+        wrong += judge("border", labels, predicted, np.arange(len(labels)), list("ABCD")).accused
+    assert wrong / 2000 < 2 * (1 - LEVEL)
+
+
+def test_images_that_are_alike_and_tell_each_other_are_hardly_ever_accused():
+    """As a forest does with pairs of look-alikes in two folds: both are right or both are wrong."""
+    rng = np.random.default_rng(4)
+    wrong = 0
+    for _ in range(2000):
+        labels = rng.permutation(np.repeat(np.arange(4), 24))
+        predicted = labels.reshape(-1, 2)[:, ::-1].ravel()  # what the twin taught
         wrong += judge("border", labels, predicted, np.arange(len(labels)), list("ABCD")).accused
     assert wrong / 2000 < 2 * (1 - LEVEL)
 
@@ -431,6 +461,18 @@ def test_the_page_is_one_file_with_all_findings(films, tmp_path):
     assert "A/A-0, B/B-0" in page
     assert audit.split.tested_and_trained == 2
     assert "test images with a copy in train: 2" in page
+
+
+def test_without_metadata_no_floor_is_made_up(films, tmp_path):
+    root = write_classes(tmp_path / "x", films[:8])
+    for name in "AB":
+        (root / f"{name}.metadata.xlsx").unlink()
+    catalog, duplicates, audit = audited(root, tmp_path)
+    assert "Source alone: no metadata tell a source." in audit.summary()
+    assert "audit/source_floor" not in audit.metrics()
+    page = write_page(audit, catalog, duplicates)
+    assert "not measured: no metadata tell a source" in page
+    assert "has macro F1 <b>" not in page
 
 
 def test_a_large_set_is_learnt_from_a_part(monkeypatch):

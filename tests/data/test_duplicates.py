@@ -95,7 +95,7 @@ def test_chains_of_copies_are_one_group(films):
 def test_the_result_does_not_depend_on_order_or_block_size(films, monkeypatch):
     images = [*films, *map(CHANGES["cropped on two sides"], films[:9]), films[3], films[3]]
     whole = search(images)
-    monkeypatch.setattr(duplicates, "_BLOCK", 7 * len(images))
+    monkeypatch.setattr(duplicates, "_TILE", 7)
     monkeypatch.setattr(duplicates, "_BATCH", 2)
     pd.testing.assert_frame_equal(search(images).pairs, whole.pairs)
     order = np.random.default_rng(0).permutation(len(images))

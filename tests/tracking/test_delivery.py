@@ -148,8 +148,7 @@ def test_a_run_that_was_deleted_is_told_anew(tmp_path, tracking):
 
 
 def test_an_interrupted_run_is_running_again_and_forgets_its_failure(tmp_path, tracking):
-    with pytest.raises(KeyboardInterrupt), open_run(Journal(tmp_path / "journal")) as run:
-        tell(run, [1])
+    with pytest.raises(KeyboardInterrupt), open_run(Journal(tmp_path / "journal")):
         raise KeyboardInterrupt
     _, found = the_run(tracking)
     assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "KeyboardInterrupt")

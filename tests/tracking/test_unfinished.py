@@ -1,4 +1,4 @@
-"""Which interrupted run a command goes on with: its own, never a living one, never a changed one."""
+"""Which interrupted run a command goes on with: its own, never a living or a changed one."""
 
 from __future__ import annotations
 
