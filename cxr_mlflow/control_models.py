@@ -21,8 +21,8 @@ from cxr_mlflow.evaluation.note import with_controls
 from cxr_mlflow.experiment.plan import Cell
 from cxr_mlflow.pipeline import run_experiment
 from cxr_mlflow.serving.predictor import is_model_folder, open_predictor
-from cxr_mlflow.tracking.origin import RUNS, is_run_id, origin_of
 from cxr_mlflow.tracking.cards import add_control_models
+from cxr_mlflow.tracking.origin import RUNS, is_run_id, origin_of
 from cxr_mlflow.tracking.parents import CELL, PARENT, ROW, Child, children_of, get_run, link
 from cxr_mlflow.tracking.registry import describe_versions_of, use_registry
 from cxr_mlflow.tracking.tested import as_tested, options_of_run
