@@ -28,7 +28,8 @@ from cxr_mlflow.evaluation.source_probe import find_probed, probe_line, probe_me
 from cxr_mlflow.inside import grad_cam, last_features, saliency_layer
 
 MAX_IMAGES = 200
-"""Most images of a class whose saliency is measured: about 1 % of a run's time."""
+"""Most images of a class whose saliency is measured: 0.4 % of the time of ten epochs on the
+development pack, on a CPU (cnn and resnet18, 64 and 112 px)."""
 SHEET_IMAGES = 5
 THUMBNAIL = 8
 FEATURES, REFERENCE = "features", "8x8 thumbnail"

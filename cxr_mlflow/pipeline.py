@@ -169,7 +169,7 @@ def conduct(
         mask_mode=mask_mode,
         device=device,
         samples=samples,
-        caption=plan.caption("Grad-CAM"),
+        caption=plan.caption(),
     )
     probe = probe_sources(
         trained.network, study, mask_mode=mask_mode, device=device, samples=samples

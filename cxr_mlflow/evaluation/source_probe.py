@@ -109,8 +109,8 @@ def probe_source(
     groups : integer array of shape (N,)
         Near-duplicate groups; drawn whole in the intervals as well.
     samples : int
-        Bootstrap resamples. The intervals are of the predictions as they are: the chance in how the
-        folds fell is not in them.
+        Bootstrap resamples. The intervals are of the predictions as they are: the chance in the
+        probes' own training is not in them, so they are somewhat too narrow (docs/controls.md).
     seed : int
         Deals the folds and draws the resamples.
 

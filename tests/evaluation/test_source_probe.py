@@ -50,13 +50,15 @@ def test_a_planted_trace_is_found():
     assert score.roc_auc.low > 0.8
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.6, 0.2, 0.2)])
-def test_where_nothing_is_planted_the_intervals_hold_chance(shares):
-    found = probe(noise(3), sources(shares))
-    score = found.views["features"]
-    assert found.chance == 1 / len(shares)
-    assert score.balanced_accuracy.low < found.chance < score.balanced_accuracy.high
-    assert score.roc_auc.low < 0.5 < score.roc_auc.high
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.6, 0.2, 0.2)])
+def test_noise_scores_chance(shares):
+    scores = [
+        probe(noise(seed), sources(shares), samples=100).views["features"].balanced_accuracy
+        for seed in range(8)
+    ]
+    chance = 1 / len(shares)
+    assert np.mean([score.value for score in scores]) == pytest.approx(chance, abs=0.03)
+    assert sum(score.low < chance < score.high for score in scores) >= 6
 
 
 def test_copies_of_a_film_do_not_give_its_source_away():
@@ -125,13 +127,15 @@ def test_copies_are_one_film():
 
 def test_keys_and_words_tell_what_was_found():
     told = sources()
-    planted = noise(0) + 2.0 * (told == "rsna")[:, None]
+    planted = noise(0)
+    planted[:, 5] += 2.0 * (told == "rsna")
     views = {"features": planted, "8x8 thumbnail": noise(1)}
     found = probe_source(
         views, told.tolist(), class_name="Viral Pneumonia", groups=np.arange(NUM), samples=100
     )
     metrics = probe_metrics([found], "features")
     score = found.views["features"].balanced_accuracy
+    assert score.low < score.value < score.high
     assert metrics["balanced_accuracy/viral_pneumonia"] == score.value
     assert metrics["balanced_accuracy_low/viral_pneumonia"] == score.low
     assert metrics["roc_auc_high/viral_pneumonia"] == found.views["features"].roc_auc.high
