@@ -36,9 +36,9 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(autouse=True)
 def leave_no_experiment_behind():
-    """MLflow tells the processes it starts which experiment is active, by a variable: not ours."""
+    """MLflow tells the processes it starts, by variables, which experiment and registry are set."""
     yield
-    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
+    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_REGISTRY_URI"):
         os.environ.pop(name, None)
     mlflow.tracking.fluent._active_experiment_id = None  # there is no public way to leave one
 

@@ -42,7 +42,8 @@ def all_there(folder, what, processes):
 
 
 def test_no_run_is_lost_and_the_best_model_is_champion(store, tmp_path):
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
+    environment["OMP_NUM_THREADS"] = "1"
     environment["PYTHONPATH"] = str(SCRIPT.parents[2])
     with ExitStack() as stack:
         processes = [

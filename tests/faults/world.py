@@ -61,6 +61,7 @@ class World:
         return {
             **os.environ,
             "MLFLOW_TRACKING_URI": self.uri,
+            "MLFLOW_REGISTRY_URI": self.uri,
             "CXR_STATE_DIR": str(self.folder / "state"),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(DIE.parents[2]),
