@@ -39,7 +39,7 @@ from tools.http_fuzz import Findings, fuzz
 HEADERS = {"Content-Type": "application/json"}
 REPORT_SECONDS = 30.0
 MB = 1e6
-FUZZERS = 4
+FUZZERS, FUZZ_PARTS = 4, 5
 
 
 @dataclass
@@ -211,10 +211,8 @@ def fuzz_together(port: int, examples: int, seed: int) -> Findings:
     with ProcessPoolExecutor(FUZZERS, mp_context=get_context("spawn")) as pool:
         each = examples // FUZZERS
         tasks = [pool.submit(fuzz, port, each, FUZZERS * seed + n) for n in range(FUZZERS)]
-        for part in [task.result() for task in tasks]:
-            found.statuses += part.statuses
-            found.sent += part.sent
-            found.unanswered += part.unanswered
+        for task in tasks:
+            found += task.result()
     return found
 
 
@@ -255,12 +253,16 @@ def main(
             if minutes:
                 load(server, content, lungs, minutes, count)
             if examples:
-                before, begun = memory(server), time.monotonic()
-                findings = fuzz_together(server.port, examples, seed)
+                memories, begun = [memory(server)], time.monotonic()
+                findings = Findings()
+                for part in range(FUZZ_PARTS):
+                    number = FUZZ_PARTS * seed + part
+                    findings += fuzz_together(server.port, examples // FUZZ_PARTS, number)
+                    memories.append(memory(server))
                 click.echo(
                     f"fuzz: {findings.sent} connections in {time.monotonic() - begun:.0f} s, "
                     f"answers {dict(sorted(findings.statuses.items()))}, {findings.unanswered} "
-                    f"without; memory {before:.0f} -> {memory(server):.0f} MB"
+                    f"without; memory {' '.join(f'{found:.0f}' for found in memories)} MB"
                 )
             begun = time.monotonic()
             status = server.stop()

@@ -29,7 +29,9 @@ def open_console() -> Console:
 
 def print_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print plain text in columns; brackets in file names are not markup."""
-    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+    if title:  # rich would fold it to the width of the table
+        console.print(Text(title), soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
     for name in columns:
         numbers = all(row[columns.index(name)].isdigit() for row in rows)
         table.add_column(name, overflow="fold", justify="right" if numbers else "left")
