@@ -258,7 +258,7 @@ def test_a_version_says_how_good_it_is_and_where_it_is_from(ui, world):
     body = ui.page.inner_text("body")
     score = world.runs["none"].data.metrics["test/f1_macro"]
     assert f"Test macro F1 {score:.3f}" in body
-    assert "A research tool, not for diagnosis." in body
+    assert "Not for diagnosis: a research tool." in body
 
 
 def test_all_pictures_of_the_docs_are_drawn_from_a_store(world, tmp_path, repo):
