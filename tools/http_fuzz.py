@@ -154,6 +154,13 @@ class Findings:
     unanswered: int = 0
     """Connections that the server closed, or that were left, without an answer."""
 
+    def __add__(self, other: Findings) -> Findings:
+        return Findings(
+            self.statuses + other.statuses,
+            self.sent + other.sent,
+            self.unanswered + other.unanswered,
+        )
+
 
 def exchange(port: int, raw: bytes, patience: float) -> bytes:
     """Send bytes, return what comes back until the server closes or has nothing more to say."""

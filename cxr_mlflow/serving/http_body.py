@@ -39,7 +39,7 @@ class HeldBodies:
                     await self._fill(body, request)
             except TimeoutError:
                 message = f"the body did not come within {self.config.body_timeout:g} seconds"
-                raise Refused(408, message) from None
+                raise Refused(408, message, headers={"Connection": "close"}) from None
             yield bytes(body)
         finally:
             self.bytes -= len(body)

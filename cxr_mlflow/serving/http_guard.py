@@ -18,10 +18,6 @@ from cxr_mlflow.serving.http_refusals import Refused, busy
 ROUTES = ("/invocations", "/ping", "/health", "/version", "/metrics")
 WITHOUT_TOKEN = ("/ping", "/health")
 HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
-LINGER_SECONDS = 2.0
-"""How long the rest of a refused body is read and thrown away. Closing the connection at once would
-reset it, and the client would not see why."""
-TOO_SLOW = 408
 CLIENT_LEFT = 499
 """In log and metrics only, as nginx has it: nobody was there to be answered."""
 log = logging.getLogger("cxr_mlflow.serve")
@@ -64,7 +60,6 @@ class Guard:
                 message = "send the header Authorization: Bearer TOKEN"
                 await reply.refuse(Refused(401, message, headers={"WWW-Authenticate": "Bearer"}))
         except asyncio.CancelledError:  # the server stops, and its time for that is over
-            reply.patience = 0.0
             await reply.refuse(busy("the server stops"))
         except Exception:  # the client has been told the id and no more
             log.exception("request %s: unexpected error", request_id)
@@ -86,45 +81,17 @@ class Reply:
     """One answer on its way out."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        self.scope, self._receive, self._send = scope, receive, send
+        self.scope, self.receive, self._send = scope, receive, send
         self.request_id = request_id
         self.status = 0
-        headers = dict(scope["headers"])
-        self._body_is_coming = (
-            headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        )
-        self._lingers = False
-        self.patience = LINGER_SECONDS
-
-    async def receive(self) -> Message:
-        """Pass on a part of the body, and see whether it is the last."""
-        message = await self._receive()
-        self._body_is_coming = bool(message.get("more_body"))
-        return message
 
     async def send(self, message: Message) -> None:
-        """Pass on a part of the answer; before its end, throw away what still comes in."""
+        """Pass on a part of the answer, with our headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self.status == TOO_SLOW:
-                self.patience = 0.0
-            self._lingers = self._body_is_coming
             added = [*HEADERS, (b"x-request-id", self.request_id.encode())]
-            added += [(b"connection", b"close")] if self._lingers else []
             message = {**message, "headers": [*message["headers"], *added]}
-        elif self._lingers and not message.get("more_body"):
-            await self._send({**message, "more_body": True})
-            await self._throw_away()
-            message = {"type": "http.response.body", "body": b""}
         await self._send(message)
-
-    async def _throw_away(self) -> None:
-        try:
-            async with asyncio.timeout(self.patience):
-                while self._body_is_coming:
-                    await self.receive()
-        except TimeoutError:
-            pass
 
     async def refuse(self, refused: Refused) -> None:
         """Answer with a refusal, if nothing has been answered yet."""

@@ -73,7 +73,7 @@ def describe(config: ScorerConfig, name: str, version: str) -> dict[str, Any]:
 
 
 def _model_folder(folder: Path, uri: str) -> Path:
-    for pattern in (CONFIG_FILE, f"*/{CONFIG_FILE}", f"{LOGGED}/*/{CONFIG_FILE}"):
+    for pattern in (CONFIG_FILE, f"{LOGGED}/*/{CONFIG_FILE}"):
         if found := sorted(folder.glob(pattern)):
             return found[0].parent
     raise InputError(f"{uri}: not a model that this project logged (it holds no {CONFIG_FILE})")
@@ -95,4 +95,4 @@ def _fetch(uri: str, folder: str) -> tuple[Path, str, str]:
         path = mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{LOGGED}", dst_path=folder)
     except (MlflowException, OSError) as error:
         raise InputError(f"{uri}: {error}") from error
-    return Path(path), name, str(version)
+    return Path(path).parent, name, str(version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import math
@@ -30,7 +31,7 @@ from cxr_mlflow.command_config import ServeConfig
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.serving import http_app, http_payload, package
 from cxr_mlflow.serving.frames import predict_table
-from cxr_mlflow.serving.http_server import check_address, read_token
+from cxr_mlflow.serving.http_server import Server, check_address, read_token
 from cxr_mlflow.serving.scorer import Scorer
 from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, ScorerConfig
 from tools.cxr_server import ask, film, served_process, served_thread, split
@@ -390,6 +391,8 @@ def test_a_body_is_not_read_beyond_its_limit(model):
     large = b'{"a": "' + b"x" * 2**20 + b'"}'
     with served_thread(model, max_body_mb=1) as port:
         assert "1 MB" in refused(port, large, 413)["error"]
+        # so large that it does not fit between the two: the rest comes in, and is thrown away
+        assert "1 MB" in refused(port, large * 20, 413)["error"]
         # chunked, it does not tell its length
         status, told, _ = ask_chunked(port, chunks(large, 10_000))
         assert (status, "1 MB" in told["error"]) == (413, True)
@@ -403,8 +406,6 @@ def test_a_body_is_not_read_beyond_its_limit(model):
 
 def ask_chunked(port: int, parts):
     """Send a body of unknown length."""
-    import http.client
-
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request(
@@ -420,9 +421,19 @@ def test_a_client_that_asks_first_is_told_before_it_sends(model):
     with served_thread(model, max_body_mb=1) as port:
         head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         head += b"Expect: 100-continue\r\nContent-Length: 5000000\r\n\r\n"
-        answer = send_raw(port, head)
-        assert answer.startswith(b"HTTP/1.1 413")
-        assert b"100 Continue" not in answer
+        with socket.create_connection(("127.0.0.1", port), 30) as connection:
+            connection.sendall(head)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 413")  # no 100 Continue before
+
+
+def test_a_connection_goes_on_after_a_refusal(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    body = json.dumps(split({"image": FILMS}))
+    for kind, status in (("text/csv", 415), ("application/json", 200), ("text/csv", 415)):
+        connection.request("POST", "/invocations", body, {"Content-Type": kind})
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (status, True)
+    connection.close()
 
 
 class Gate:
@@ -530,6 +541,7 @@ SLOW = {
     "nothing": b"",
     "half a header": b"POST /invocations HTTP/1.1\r\nHost:",
     "headers that do not end": b"GET /ping HTTP/1.1\r\nHost: x\r\n",
+    "a body that was refused": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
     "the second request": b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\nGET /pi",
 }
 
@@ -687,6 +699,7 @@ def test_others_are_not_served_without_a_token(host):
 
 def test_user_errors_are_one_line(model, monkeypatch):
     monkeypatch.delenv("CXR_SERVE_TOKEN", raising=False)
+    monkeypatch.setattr(Server, "run", lambda *_, **__: pytest.fail("it would serve"))
 
     def told(*options: str) -> str:
         done = CliRunner().invoke(main, ["serve", *options])
