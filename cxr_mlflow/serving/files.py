@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from cxr_mlflow.data.preprocess import needs_mask
+from cxr_mlflow.data.storage import write_whole
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.names import IMAGE_SUFFIXES
 from cxr_mlflow.serving.predictor import Predictor
@@ -163,16 +162,9 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     InputError
         If it cannot be written there.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8", newline=""
-        ) as file:
-            table.to_csv(file, index=False)
-        try:
-            os.replace(file.name, path)
-        except OSError:
-            os.unlink(file.name)
-            raise
-    except OSError as error:
-        raise InputError(f"--output={path}: cannot be written ({error.strerror})") from error
+    if path.is_dir():
+        raise InputError(
+            f"--output={path}: cannot be written (a folder has that name); name a file"
+        )
+    with write_whole(path, "name another --output") as part:
+        table.to_csv(part, index=False)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -23,6 +24,7 @@ from cxr_mlflow.cli import main
 from cxr_mlflow.data import demo
 from cxr_mlflow.data.storage import write_whole
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.serving.files import write_table
 
 SIZE = 8_000_000
 FULL = "no space left on the disk; free some, or"
@@ -171,6 +173,17 @@ def test_the_file_before_stays_when_the_next_one_does_not_fit(disk):
         part.write_bytes(bytes(2 * SIZE))
     assert files(disk) == {"model.safetensors": 5}
     assert path.read_bytes() == b"first"
+
+
+def test_a_table_of_predictions_is_whole_or_the_old_one(disk):
+    path = disk / "predictions.csv"
+    write_table(pd.DataFrame({"image": ["first"]}), path)
+    large = pd.DataFrame({"image": ["x" * 100] * (SIZE // 50)})
+    with pytest.raises(InputError, match=f"{disk}: {FULL} name another --output"):
+        write_table(large, path)
+    assert files(disk) == {path.name: 12}
+    with closed(disk), pytest.raises(InputError, match=r"Read-only file system.*--output"):
+        write_table(large, path)
 
 
 @pytest.mark.parametrize("command", ["check", "cache", "audit"])
