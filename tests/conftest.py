@@ -36,10 +36,15 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(autouse=True)
 def leave_no_experiment_behind():
-    """MLflow tells the processes it starts, by variables, which experiment and registry are set."""
+    """MLflow, and a delivery, leave variables behind; the registry is that of the store again."""
+    before = dict(os.environ)
     yield
+    os.environ.clear()
+    os.environ.update(before)
     for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_REGISTRY_URI"):
-        os.environ.pop(name, None)
+        os.environ.pop(name, None)  # a fixture of a module may have set them
+    mlflow.set_registry_uri(None)
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)
     mlflow.tracking.fluent._active_experiment_id = None  # there is no public way to leave one
 
 

@@ -15,25 +15,23 @@ pytestmark = pytest.mark.slow
 MLFLOW_RUN = (sys.executable, "-m", "mlflow", "run", "--env-manager", "local")
 
 
-def mlflow_run(repo: Path, tmp_path: Path, *args: str, **env: str) -> subprocess.CompletedProcess:
+def mlflow_run(repo: Path, tmp_path: Path, *args: str) -> subprocess.CompletedProcess:
     """Run `mlflow run` on the checkout with this environment's Python and the test's store."""
     return subprocess.run(
         [*MLFLOW_RUN, str(repo), *args],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=variables(tmp_path) | env,
-        timeout=900,
+        timeout=500,
     )
 
 
-def variables(tmp_path: Path) -> dict[str, str]:
-    """Environment of a command that finds this Python, and a cache of the test."""
-    return os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "CXR_CACHE_DIR": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "2",
-    }
+@pytest.fixture(autouse=True)
+def variables(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
+    """Let commands find this Python, and the cache of the session."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.setenv("CXR_CACHE_DIR", str(cache_dir))
 
 
 def statuses() -> list[str]:
@@ -65,7 +63,7 @@ def test_a_mistake_is_one_clear_line_and_no_run_stays_running(
     assert statuses() == ["FAILED"]
 
 
-def test_a_whole_run(repo, tmp_path, tracking):
+def test_a_whole_run(repo, tmp_path, tracking, cache_dir):
     done = mlflow_run(
         repo,
         tmp_path,
@@ -107,7 +105,7 @@ def test_a_whole_run(repo, tmp_path, tracking):
     )
     assert found[0].data.metrics["test/f1_macro"] == run.data.metrics["test/f1_macro"]
 
-    (demo,) = (tmp_path / "cache").glob("demo-*")
+    (demo,) = cache_dir.glob("demo-*")
     out = tmp_path / "labels.csv"
     covid = demo / "COVID" / "images"
     done = mlflow_run(
@@ -130,7 +128,6 @@ def test_ended_and_typed_again_it_is_one_run_with_the_whole_history(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env=variables(tmp_path),
     ) as ended:
         next(line for line in ended.stderr if line.startswith("epoch   2/6"))
         ended.send_signal(number)  # mlflow run does not tell its child

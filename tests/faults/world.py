@@ -12,6 +12,11 @@ import mlflow
 from mlflow.entities import Run
 
 DIE = Path(__file__).with_name("die.py")
+HEARS_CTRL_C = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "runpy.run_module('cxr_mlflow', run_name='__main__', alter_sys=True)"
+)
+"""As `-m cxr_mlflow`. A shell makes its background jobs deaf to SIGINT, and this may be one."""
 OPTIONS = {
     "model": "cnn",
     "epochs": "3",
@@ -92,7 +97,7 @@ class World:
     def start(self, **options: str) -> subprocess.Popen[str]:
         """Type the training and do not wait."""
         return subprocess.Popen(
-            [sys.executable, "-m", "cxr_mlflow", *self.words(options)],
+            [sys.executable, "-c", HEARS_CTRL_C, *self.words(options)],
             cwd=self.folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
