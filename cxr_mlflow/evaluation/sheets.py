@@ -109,16 +109,29 @@ def plot_samples(
             f"{num_rows} x {num_columns} images"
         )
     figure = new_figure(max(7.0, 0.6 + 1.9 * num_columns), 1.1 + 1.95 * num_rows, title, subtitle)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False)
-    for (row, column), axes in np.ndenumerate(grid):
-        _show(axes, images[row, column])
-        if row == 0:
-            axes.set_title(columns[column], fontsize=TEXT - 1, color=INK)
-        if column == 0:
-            lines = wrap_name(shorten(titles[row], 48), 20).split("\n")
-            label = "\n".join(shorten(line, 21) for line in lines)  # as much as a row is high
-            axes.set_ylabel(label, fontsize=SMALL, color=INK)
+    axes = figure.add_subplot()  # one for all: each axes of a grid costs as much as its picture
+    sheet, step = _mosaic(images)
+    _show(axes, sheet)
+    middle = (images.shape[-1] - 1) / 2
+    labels = [wrap_name(shorten(name, 48), 20).split("\n") for name in titles]
+    axes.set_xticks(middle + step * np.arange(num_columns), columns, fontsize=TEXT - 1, color=INK)
+    axes.set_yticks(
+        middle + step * np.arange(num_rows),
+        ["\n".join(shorten(line, 21) for line in lines) for lines in labels],
+        fontsize=SMALL, color=INK, rotation=90, va="center", ha="right", multialignment="center",
+    )  # fmt: skip
+    axes.tick_params(length=0, pad=6, labeltop=True, labelbottom=False)
     return figure
+
+
+def _mosaic(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
+    """One picture of (R, K, S, S), white in between, and from one to the next in pixels."""
+    num_rows, num_columns, side = images.shape[:3]
+    step = side + max(side // 20, 2)
+    sheet = np.full((num_rows, step, num_columns, step), 255, np.uint8)
+    sheet[:, :side, :, :side] = images.transpose(0, 2, 1, 3)
+    sheet = sheet.reshape(num_rows * step, num_columns * step)
+    return sheet[: side - step, : side - step], step
 
 
 def _show(axes: Axes, image: NDArray[np.uint8]) -> None:

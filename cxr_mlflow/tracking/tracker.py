@@ -8,6 +8,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import mlflow
 import numpy as np
@@ -77,10 +78,15 @@ class Log(ABC):
 
 
 def as_png(figure: Figure) -> bytes:
-    """Draw a figure; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+    """Draw a figure, once: a run shows the same one as a file, in a comparison and on its card."""
+    if figure not in _drawn:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=110, format="png", pil_kwargs={"compress_level": 3})
+        _drawn[figure] = buffer.getvalue()
+    return _drawn[figure]
+
+
+_drawn: WeakKeyDictionary[Figure, bytes] = WeakKeyDictionary()
 
 
 class Tracker(Log):
