@@ -128,6 +128,9 @@ class TrainConfig(Checked):
     )
     clip_norm: float = option(5.0, "Largest norm of a gradient; 0: no clipping.")
     patience: int = option(5, "Stop after so many epochs without a better validation macro F1.")
+    start_size: float = option(
+        1.0, "Share of --image-size in the first epoch, growing to the whole; 1: whole throughout."
+    )
     augment: AugmentLevel = option("mild", "Strength of the albumentations pipeline.")
     seed: int = option(0, "Seeds weights, order, sampling and augmentation; never the split.")
     checkpoint_minutes: float = option(
@@ -143,6 +146,7 @@ class TrainConfig(Checked):
         self._require(self.lr > 0, "lr", "must be positive")  # this way round, nan is refused too
         self._require(self.weight_decay >= 0, "weight_decay", "must not be negative")
         self._require(self.clip_norm >= 0, "clip_norm", "must not be negative")
+        self._require(0.2 <= self.start_size <= 1, "start_size", "must lie in 0.2..1")
         for name in ("warmup", "label_smoothing", "ema_decay"):
             self._require(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
         self._require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "must not be negative")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import albumentations as A
@@ -13,10 +14,44 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, WeightedRandomSampler
 
 from cxr_mlflow.data.cache import PixelCache
-from cxr_mlflow.data.preprocess import apply_mask
+from cxr_mlflow.data.preprocess import apply_mask, resize
 from cxr_mlflow.data.transforms import augment
 
 Rows = NDArray[np.int64]
+
+GROWING = 2 / 3
+"""Share of the epochs in which the images of a `Growth` grow; in the others they are whole."""
+STEP, SMALLEST = 8, 32  # pixels
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Side of the training images by epoch: small and cheap at first, whole at the end.
+
+    Progressive resizing, as in fastai's entry to DAWNBench (2018) and in EfficientNetV2 (Tan and
+    Le, ICML 2021). The side grows evenly over the first `GROWING` of the epochs.
+
+    Attributes
+    ----------
+    side : int
+        Of the cached images, pixels.
+    start : float
+        Share of it in the first epoch; 1 for no growth.
+    epochs : int
+        Most epochs of the training.
+    """
+
+    side: int
+    start: float
+    epochs: int
+
+    def at(self, epoch: int) -> int:
+        """Side in an epoch, counted from 1: a multiple of `STEP`, or the whole."""
+        growing = max(round(self.epochs * GROWING), 1)
+        if epoch > growing or self.start == 1:
+            return self.side
+        share = self.start + (1 - self.start) * (epoch - 1) / growing
+        return min(max(round(self.side * share / STEP) * STEP, SMALLEST), self.side)
 
 
 class Draw(NamedTuple):
@@ -48,6 +83,8 @@ class RadiographDataset(Dataset[tuple[Tensor, int]]):
         Augmentation; None for validation and test.
     seed : int
         Base of the augmentation's seeds.
+    growth : Growth, optional
+        Makes the images of early epochs smaller.
     """
 
     def __init__(
@@ -59,9 +96,11 @@ class RadiographDataset(Dataset[tuple[Tensor, int]]):
         mask_mode: str,
         transform: A.Compose | None = None,
         seed: int = 0,
+        growth: Growth | None = None,
     ) -> None:
         self.cache, self.rows, self.labels = cache, rows, labels
         self.mask_mode, self.transform, self.seed = mask_mode, transform, seed
+        self.growth = growth
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,6 +109,9 @@ class RadiographDataset(Dataset[tuple[Tensor, int]]):
         """8-bit pixels (S, S) of a draw, augmented and masked: what the network sees."""
         row = self.rows[draw.row]
         image, mask = np.asarray(self.cache.images[row]), np.asarray(self.cache.masks[row])
+        if self.growth is not None:
+            side = self.growth.at(draw.epoch)
+            image, mask = resize(image, side), resize(mask, side, nearest=True)
         if self.transform is not None:
             image, mask = augment(
                 self.transform, image, mask, mix(self.seed, draw.epoch, draw.place)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
 from cxr_mlflow.config import TrainConfig
-from cxr_mlflow.data.dataset import EpochSampler, InOrder, RadiographDataset, build_loader
+from cxr_mlflow.data.dataset import EpochSampler, Growth, InOrder, RadiographDataset, build_loader
 from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.data.transforms import AUGMENTATIONS
 from cxr_mlflow.strategies import balance
@@ -48,7 +48,9 @@ class Trained:
     draws: pd.DataFrame  # column epoch and one per class name
 
 
-def training_set(study: Study, config: TrainConfig, mask_mode: str) -> RadiographDataset:
+def training_set(
+    study: Study, config: TrainConfig, mask_mode: str, growth: Growth | None = None
+) -> RadiographDataset:
     """Training images with their augmentation."""
     transform = AUGMENTATIONS[config.augment](study.cache.images.shape[-1])
     rows = study.split.rows("train")
@@ -59,6 +61,7 @@ def training_set(study: Study, config: TrainConfig, mask_mode: str) -> Radiograp
         mask_mode=mask_mode,
         transform=None if config.augment == "none" else transform,
         seed=config.seed,
+        growth=growth,
     )
 
 
@@ -66,7 +69,8 @@ def train_loader(
     study: Study, config: TrainConfig, *, mask_mode: str, device: torch.device
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of augmented training images, drawn as the strategy says."""
-    dataset = training_set(study, config, mask_mode)
+    growth = Growth(study.cache.images.shape[-1], config.start_size, config.epochs)
+    dataset = training_set(study, config, mask_mode, growth)
     labels = study.labels[dataset.rows]
     balancing = balance(config.strategy, labels, study.catalog.classes)
     sampler = EpochSampler(len(dataset), seed=config.seed, draw_weights=balancing.draw_weights)

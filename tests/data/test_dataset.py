@@ -10,11 +10,13 @@ from cxr_mlflow.data.cache import PixelCache
 from cxr_mlflow.data.dataset import (
     Draw,
     EpochSampler,
+    Growth,
     InOrder,
     RadiographDataset,
     build_loader,
     mix,
 )
+from cxr_mlflow.data.preprocess import resize
 from cxr_mlflow.data.transforms import AUGMENTATIONS
 
 SIZE, NUM = 48, 40
@@ -120,3 +122,28 @@ def test_in_order_is_in_order(cache):
 def test_mixed_seeds_do_not_collide_for_small_numbers():
     seeds = {mix(s, e, p) for s in range(4) for e in range(10) for p in range(100)}
     assert len(seeds) == 4000
+
+
+def test_images_grow_over_the_epochs_and_are_whole_at_the_end():
+    assert [Growth(112, 0.5, 6).at(epoch) for epoch in range(1, 7)] == [56, 72, 80, 96, 112, 112]
+    assert [Growth(224, 0.5, 3).at(epoch) for epoch in (1, 2, 3)] == [112, 168, 224]
+    assert {Growth(112, 1.0, 6).at(epoch) for epoch in range(1, 7)} == {112}
+    assert [Growth(32, 0.2, 2).at(epoch) for epoch in (1, 2)] == [32, 32]  # never below 32
+    assert Growth(112, 0.5, 1).at(1) == 56  # one epoch is cheap; what it is tested on is whole
+
+
+@pytest.mark.parametrize("mask_mode", ["lungs", "lungs-out"])
+def test_small_images_are_the_whole_ones_made_smaller(cache, mask_mode):
+    growth = Growth(SIZE, 2 / 3, 3)
+    plain = RadiographDataset(
+        cache, np.arange(NUM), np.zeros(NUM, int), mask_mode=mask_mode, growth=growth
+    )
+    sampler = EpochSampler(NUM, seed=0, draw_weights=None)
+    loader = build_loader(plain, sampler, batch_size=NUM, workers=0)
+    for epoch, side in ((1, 32), (2, 40), (3, SIZE)):
+        sampler.start_at(epoch)
+        ((images, _),) = loader
+        assert images.shape == (NUM, 1, side, side)
+        mask = resize(np.asarray(cache.masks[0]), side, nearest=True) > 0
+        shown = images.amax((0, 1)).numpy() > 0
+        np.testing.assert_array_equal(shown, mask if mask_mode == "lungs" else ~mask)
