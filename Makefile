@@ -27,7 +27,7 @@ TIMES ?= 5
 
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 
-.PHONY: help install train test test-fast faults lint format ui lock clean
+.PHONY: help install train test test-fast faults bench-env lint format ui lock clean
 
 help:  ## Show this.
 	@echo "cxr_mlflow: chest X-ray classification, tracked in MLflow. Not for diagnosis."
@@ -63,6 +63,12 @@ test-fast: install  ## Run the tests that take seconds.
 
 faults: install  ## Kill trainings at every moment and at random; print what was lost.
 	@python -m tests.faults.inject --times $(TIMES)
+
+bench-env: install  ## Create .venv-bench: ours beside the pipelines it is compared with.
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@VIRTUAL_ENV=.venv-bench uv pip install --quiet -r requirements.lock \
+	  -r benchmarks/requirements.txt
+	@VIRTUAL_ENV=.venv-bench uv pip install --quiet --no-deps -e .
 
 lint: install  ## Check format, style and types.
 	@ruff format --check .

@@ -8,6 +8,7 @@ artifacts, models and versions are compared with a run that nothing happened to.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import subprocess
@@ -80,6 +81,7 @@ def killed_at(world: World, moment: str) -> int:
 
 def main() -> None:
     """Inject faults, print the table."""
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # it would tear the table
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--times", type=int, default=5, help="runs killed at random moments")
     options.add_argument("--seed", type=int, default=0)
