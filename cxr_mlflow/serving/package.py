@@ -261,13 +261,15 @@ def _png(image: Image.Image) -> bytes:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let MLflow run the script while it logs it, and leave no trace of that in `sys`."""
-    before = list(sys.path)
+    """Let MLflow run the script while it logs it, and leave no trace in `sys` or the model."""
+    before, without_bytecode = list(sys.path), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
         sys.path[:] = before
+        sys.dont_write_bytecode = without_bytecode
         for name in [name for name in sys.modules if name.startswith("cxr_serving_")]:
             path = getattr(sys.modules[name], "__file__", None) or ""
             if Path(path).is_relative_to(folder) or not Path(path).is_file():

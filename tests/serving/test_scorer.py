@@ -5,16 +5,22 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from PIL import Image
 
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.serving.scorer import BATCH, Scorer, softmax
+from cxr_mlflow.serving import scorer as scorer_module
+from cxr_mlflow.serving.scorer import BATCH, MOST_AT_ONCE, Scorer, softmax
 from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, ScorerConfig
 
 
@@ -48,6 +54,129 @@ def test_probabilities_of_files_and_arrays(brightness_model):
 
 def test_no_images_give_no_rows(brightness_model):
     assert Scorer.load(brightness_model()).score_bytes([]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 40])
+def test_many_images_are_scored_as_one_by_one_and_in_their_order(brightness_model, threads):
+    scorer = Scorer.load(brightness_model("lungs"), threads=threads)
+    films = [png(flat(5 * number)) for number in range(50)]
+    masks = [png(flat(255)) for _ in films]
+    expected = np.concatenate([scorer.score_bytes([film], [masks[0]]) for film in films])
+    for count in (1, 2, 3, BATCH, BATCH + 1, 2 * BATCH + 1, 50):
+        found = scorer.score_bytes(films[:count], masks[:count])
+        np.testing.assert_allclose(found, expected[:count], atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_first_bad_image_is_told_though_a_later_one_is_found_sooner(brightness_model, threads):
+    scorer = Scorer.load(brightness_model(), threads=threads)
+    slow = png(np.random.default_rng(0).integers(0, 256, (1500, 1500)))
+    films = [slow] * (BATCH - 1) + [b"bad"] * (BATCH + 1)
+    with pytest.raises(InputError, match=rf"^image {BATCH - 1}: not an image"):
+        scorer.score_bytes(films)
+
+
+def test_after_a_bad_image_the_rest_is_left_alone(brightness_model, monkeypatch):
+    scorer, decoded = Scorer.load(brightness_model(), threads=2), []
+    decode = scorer_module.decode_grey
+
+    def counted(source: bytes, *, name: str) -> np.ndarray:
+        decoded.append(name)
+        return decode(source, name=name)
+
+    monkeypatch.setattr(scorer_module, "decode_grey", counted)
+    with pytest.raises(InputError, match=r"^image 0: "):
+        scorer.score_bytes([b"bad"] + [png(flat(9, size=300))] * 50 * BATCH)
+    assert len(decoded) < 10 * BATCH
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[threading.Thread]:
+    """Threads that were started."""
+    threads, start = [], threading.Thread.start
+
+    def recorded(self: threading.Thread) -> None:
+        threads.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", recorded)
+    return threads
+
+
+def test_threads_end_with_the_call_and_one_image_starts_none(brightness_model, started):
+    scorer, film = Scorer.load(brightness_model(), threads=2), png(flat(70))
+    scorer.score_bytes([film])
+    scorer.score_arrays(flat(70))
+    Scorer.load(brightness_model(), threads=1).score_bytes([film] * 20)
+    assert not started
+    scorer.score_bytes([film] * 20)
+    with pytest.raises(InputError, match="image 19"):
+        scorer.score_bytes([film] * 19 + [b"bad"])
+    assert len(started) == 4
+    assert not [thread for thread in started if thread.is_alive()]
+
+
+def test_threads_may_share_a_scorer(brightness_model):
+    scorer = Scorer.load(brightness_model(), threads=2)  # its second session is not open yet
+    greys = np.arange(0, 250, 10)
+    with ThreadPoolExecutor(6) as pool:
+        tasks = [
+            pool.submit(scorer.score_bytes, [png(flat(g)) for g in np.roll(greys, turn)])
+            for turn in range(12)
+        ]
+    for turn, task in enumerate(tasks):
+        expected = [p_normal(g) for g in np.roll(greys, turn)]
+        np.testing.assert_allclose(task.result()[:, 1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["gone", "another"])
+def test_a_folder_that_changes_later_does_not_change_what_was_loaded(
+    brightness_model, change, tmp_path
+):
+    path = brightness_model() / "model.onnx"
+    scorer = Scorer.load(path.parent, threads=2)
+    if change == "gone":
+        shutil.rmtree(path.parent)
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content.replace(np.float32(4).tobytes(), np.float32(3).tobytes()))
+        assert path.read_bytes() != content
+    found = scorer.score_bytes([png(flat(g)) for g in (100, 120, 140)])
+    np.testing.assert_allclose(found[:, 1], [p_normal(g) for g in (100, 120, 140)], atol=1e-5)
+
+
+class Counting:
+    """A session that takes its time and records how many images are inside at most."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self.session, self.inside, self.most, self.lock = session, 0, 0, threading.Lock()
+
+    def get_inputs(self) -> object:
+        return self.session.get_inputs()
+
+    def run(self, names: object, inputs: dict[str, np.ndarray]) -> object:
+        (images,) = inputs.values()
+        with self.lock:
+            self.inside += len(images)
+            self.most = max(self.most, self.inside)
+        time.sleep(0.02)
+        found = self.session.run(names, inputs)
+        with self.lock:
+            self.inside -= len(images)
+        return found
+
+
+@pytest.mark.parametrize("threads", [1, 2, 12])
+def test_few_images_are_in_the_network_at_a_time(brightness_model, monkeypatch, threads):
+    opened, sessions = scorer_module._open_session, []
+
+    def counting(path, number):
+        sessions.append(Counting(opened(path, number)))
+        return sessions[-1]
+
+    monkeypatch.setattr(scorer_module, "_open_session", counting)
+    Scorer.load(brightness_model(), threads=threads).score_arrays(np.zeros((200, 40, 40), np.uint8))
+    assert 0 < max(session.most for session in sessions) <= min(threads * BATCH, MOST_AT_ONCE)
 
 
 def test_temperature_divides_the_logits(brightness_model):
