@@ -6,6 +6,8 @@ import re
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "val", "test")
+DEMO_MARKER = "DEMO"
+"""File in the root of a data set that says that it is synthetic."""
 
 
 def slug(name: str) -> str:

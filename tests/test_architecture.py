@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"command_config", "labels"},
     {"experiment.plan"},
     {"data.phantom", "data.demo", "data.storage", "data.preprocess"},
-    {"data.layout", "data.scan", "data.locate", "data.download", "data.catalog"},
+    {"data.layout", "data.scan", "data.locate", "data.download", "data.catalog", "data.pairing"},
     {
         *("data.duplicates", "data.splits", "data.cache", "data.transforms"),
         *("data.class_map", "data.fingerprints"),

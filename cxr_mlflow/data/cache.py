@@ -120,9 +120,9 @@ def _build(
     }
     (target / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     columns = ("path", "mask_path", "pixel_hash", "mask_hash")
-    rows = list(zip(*(catalog.table[name] for name in columns), strict=True))
+    rows = zip(*(catalog.table[name] for name in columns), strict=True)
     fitted = in_threads(lambda row: _fit(*row, size=shape[1], mask_mode=mask_mode), rows)
-    fitted = with_bar(fitted, "Preparing pixels", len(rows), show=progress)
+    fitted = with_bar(fitted, "Preparing pixels", shape[0], show=progress)
     # Written in order, not through a memory map: a full disk is then an error, not a SIGBUS.
     with open(target / "images.npy", "wb") as images, open(target / "masks.npy", "wb") as masks:
         _write_arrays((images, masks), fitted, shape)

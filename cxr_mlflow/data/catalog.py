@@ -6,33 +6,25 @@ import hashlib
 import math
 import os
 import shlex
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cxr_mlflow.data.layout import (
-    FoundFile,
-    Layout,
-    Problem,
-    find_root,
-    metadata_key,
-    read_layout,
-)
-from cxr_mlflow.data.locate import resolve_data_dir
-from cxr_mlflow.data.preprocess import MASK_THRESHOLD, needs_mask
-from cxr_mlflow.data.scan import THUMBNAIL_SIDE, Reading, scan_files, scan_metadata
+from cxr_mlflow.data.layout import Layout, Problem, find_root, metadata_key, read_layout
+from cxr_mlflow.data.locate import is_demo, resolve_data_dir
+from cxr_mlflow.data.pairing import Pairs, compare_images, image_ids, pair_with_masks
+from cxr_mlflow.data.preprocess import needs_mask
+from cxr_mlflow.data.scan import scan_files, scan_metadata, thumbnails_of
 from cxr_mlflow.errors import InputError
 
 __all__ = ["Catalog", "load_catalog", "resolve_data_dir", "scan_catalog"]
 
-ASPECT_TOLERANCE = 0.03
-"""Largest relative difference between the aspect ratios of an image and its mask."""
 MASK_PROBLEMS = ("missing_mask", "empty_mask", "bad_mask", "several_masks", "mask_shape")
 """Reasons to refuse an image that do not count where no mask is used."""
 COLUMNS: dict[str, str] = {
@@ -144,24 +136,19 @@ def scan_catalog(
     readings = scan_files(root, layout.files, cache_dir=cache_dir, progress=progress)
     tables, problems = scan_metadata(root, layout.classes, cache_dir=cache_dir)
     problems += layout.problems
-    problems += _problems_of_metadata(layout, tables)
-    images = _pair_with_masks(layout, readings, needs_mask(mask_mode), problems)
-    _compare_images(images, problems)
-    fatal = {problem.path for problem in problems if problem.fatal}
-    rows = [
-        _row(root, layout.classes, image, mask, tables.get(file.class_name, {}), file)
-        for file, image, mask in images
-        if file.path not in fatal
-    ]
-    thumbnails = b"".join(i.thumbnail for f, i, _ in images if f.path not in fatal)
-    side = THUMBNAIL_SIDE
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-    demo = (root / "DEMO").is_file()  # as data.demo marks what it wrote
+    sources = _find_sources(layout, tables, problems)
+    pairs = pair_with_masks(layout, readings, needs_mask(mask_mode), problems)
+    compare_images(layout, pairs, readings, problems)
+    fatal = pa.array([problem.path for problem in problems if problem.fatal], pa.large_string())
+    refused = pc.is_in(readings["path"].take(pairs.images), fatal).to_numpy()
+    pairs = Pairs(*(rows[~refused] for rows in pairs))
+    table = _join_columns(layout, pairs, readings, sources)
+    demo = is_demo(root)
     return Catalog(
         root=root,
         classes=layout.classes,
         table=table,
-        thumbnails=np.frombuffer(thumbnails, np.uint8).reshape(-1, side, side),
+        thumbnails=thumbnails_of(readings, pairs.images),
         problems=_problem_table(problems),
         digest=_digest(table),
         is_demo=demo,
@@ -169,115 +156,53 @@ def scan_catalog(
     )
 
 
-Images = list[tuple[FoundFile, Reading, Reading | None]]
-
-
-def _pair_with_masks(
-    layout: Layout, readings: dict[str, Reading], masks_needed: bool, problems: list[Problem]
-) -> Images:
-    """Join images to masks; each comes with its reading, the mask None where it is not usable."""
-    masks: dict[tuple[str, str], list[FoundFile]] = defaultdict(list)
-    pictures: dict[tuple[str, str], list[FoundFile]] = defaultdict(list)
-    for file in layout.files:
-        (masks if file.is_mask else pictures)[file.class_name, file.stem].append(file)
-    for key, found in masks.items():
-        if key not in pictures:
-            problems += [Problem(f.path, "mask_without_image", "not used", False) for f in found]
-    images: Images = []
-    for key, found in sorted(pictures.items()):
-        for file in found:
-            reading = readings[file.path]
-            if len(found) > 1:
-                names = ", ".join(f.path for f in found)
-                reason = f"{names} share one name, and so one mask; rename or remove all but one"
-                problems.append(Problem(file.path, "same_name", reason, True))
-            if reading.problem:
-                problems.append(Problem(file.path, reading.problem, reading.detail, True))
-                continue
-            if reading.darkest == reading.brightest:
-                reason = f"every pixel is {reading.darkest}"
-                problems.append(Problem(file.path, "blank_image", reason, True))
-            mask, complaint = _usable_mask(reading, [readings[m.path] for m in masks[key]])
-            if complaint:
-                problems.append(Problem(file.path, *complaint, masks_needed))
-            images.append((file, reading, mask))
-    return images
-
-
-def _usable_mask(
-    image: Reading, masks: list[Reading]
-) -> tuple[Reading | None, tuple[str, str] | None]:
-    """Take the mask of an image, or say what is wrong with it."""
-    if not masks:
-        return None, ("missing_mask", "no file of this name in masks/")
-    if len(masks) > 1:
-        return None, ("several_masks", ", ".join(mask.path for mask in masks))
-    mask = masks[0]
-    if mask.problem:
-        return None, ("bad_mask", f"{mask.path}: {mask.problem}, {mask.detail}")
-    if not mask.area:
-        found = f"its brightest pixel is {mask.brightest}, lung is above {MASK_THRESHOLD}"
-        return None, ("empty_mask", f"{mask.path}: {found}")
-    ratio = (mask.width * image.height) / (mask.height * image.width)
-    if abs(math.log(ratio)) > math.log1p(ASPECT_TOLERANCE):
-        shapes = f"{mask.width}x{mask.height} for an image of {image.width}x{image.height}"
-        return None, ("mask_shape", f"{mask.path}: mask of another image's shape, {shapes}")
-    return mask, None
-
-
-def _compare_images(images: Images, problems: list[Problem]) -> None:
-    """Find images with exactly the same pixels, within a class and across."""
-    same: dict[str, list[FoundFile]] = defaultdict(list)
-    for file, reading, _ in images:
-        same[reading.pixel_hash].append(file)
-    for found in same.values():
-        if len({file.class_name for file in found}) > 1:
-            for file in found:
-                others = ", ".join(f.path for f in found if f.class_name != file.class_name)
-                reason = f"same pixels as {others}: at most one class can be right"
-                problems.append(Problem(file.path, "image_in_two_classes", reason, True))
-            continue
-        for file in found[1:]:
-            reason = f"same pixels as {found[0].path}; they stay together in the split"
-            problems.append(Problem(file.path, "exact_duplicate", reason, False))
-
-
-def _problems_of_metadata(layout: Layout, tables: dict[str, dict[str, str]]) -> Iterable[Problem]:
+def _find_sources(
+    layout: Layout, tables: dict[str, dict[str, str]], problems: list[Problem]
+) -> NDArray[np.object_]:
+    """Source of every file as the metadata tell it, "unknown" where they do not."""
+    files = layout.files
+    found = np.full(len(files), "unknown", object)
     for name, sources in tables.items():
-        files = {metadata_key(f.stem): f for f in layout.files if _is_image(f, name)}
-        told = f"{name}.metadata.xlsx"
-        for key in sources.keys() - files.keys():
-            yield Problem(told, "metadata_without_file", f"row {key!r} names no image", False)
-        for key in files.keys() - sources.keys():
-            yield Problem(files[key].path, "file_without_metadata", "source unknown", False)
+        rows = np.flatnonzero((files["class_name"] == name) & ~files["is_mask"])
+        keys = [metadata_key(stem) for stem in files["stem"].iloc[rows].tolist()]
+        found[rows] = [sources.get(key, "unknown") for key in keys]
+        places = dict(zip(keys, rows, strict=True))
+        for key in sources.keys() - places.keys():
+            detail = f"row {key!r} names no image"
+            told = f"{name}.metadata.xlsx"
+            problems.append(Problem(told, "metadata_without_file", detail, False))
+        for key in places.keys() - sources.keys():
+            path = files["path"].iloc[places[key]]
+            problems.append(Problem(path, "file_without_metadata", "source unknown", False))
+    return found
 
 
-def _is_image(file: FoundFile, class_name: str) -> bool:
-    return file.class_name == class_name and not file.is_mask
+def _join_columns(
+    layout: Layout, pairs: Pairs, readings: pa.Table, sources: NDArray[np.object_]
+) -> pd.DataFrame:
+    files, images = layout.files, pairs.images
+    masks = pa.array(pairs.masks, mask=pairs.masks < 0)
+    classes = files["class_name"].iloc[images]
+    folder, empty = (pa.scalar(t, pa.large_string()) for t in (os.path.join(layout.root, ""), ""))
 
+    def places(rows: pa.Array | NDArray[np.int64]) -> pa.ChunkedArray:
+        return pc.binary_join_element_wise(folder, readings["path"].take(rows), empty)
 
-def _row(
-    root: Path,
-    classes: tuple[str, ...],
-    image: Reading,
-    mask: Reading | None,
-    sources: dict[str, str],
-    file: FoundFile,
-) -> dict[str, Any]:
-    return {
-        "image_id": f"{file.class_name}/{file.stem}",
-        "path": os.path.join(root, image.path),
-        "mask_path": os.path.join(root, mask.path) if mask else "",
-        "class_name": file.class_name,
-        "label": classes.index(file.class_name),
-        "source": sources.get(metadata_key(file.stem), "unknown"),
-        "width": image.width,
-        "height": image.height,
-        "pixel_hash": image.pixel_hash,
-        "mask_hash": mask.pixel_hash if mask else "",
-        "mask_area": mask.area if mask else math.nan,
-        "file_bytes": image.size,
+    columns = {
+        "image_id": image_ids(files).take(images),
+        "path": places(images),
+        "mask_path": places(masks).fill_null(""),
+        "class_name": pa.array(classes.astype("str")),
+        "label": classes.cat.codes.to_numpy(),
+        "source": pa.array(sources[images], pa.large_string()),
+        "width": readings["width"].take(images),
+        "height": readings["height"].take(images),
+        "pixel_hash": readings["pixel_hash"].take(images),
+        "mask_hash": readings["pixel_hash"].take(masks).fill_null(""),
+        "mask_area": readings["area"].take(masks).fill_null(math.nan),
+        "file_bytes": readings["size"].take(images),
     }
+    return pa.table(columns).to_pandas().astype(COLUMNS)
 
 
 def _problem_table(problems: list[Problem]) -> pd.DataFrame:
@@ -286,9 +211,10 @@ def _problem_table(problems: list[Problem]) -> pd.DataFrame:
 
 
 def _digest(table: pd.DataFrame) -> str:
-    columns = (table[name] for name in ("image_id", "pixel_hash", "mask_hash"))
-    lines = sorted("\t".join(row) for row in zip(*columns, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    columns = [pa.array(table[name]) for name in ("image_id", "pixel_hash", "mask_hash")]
+    lines = pc.binary_join_element_wise(*columns, pa.scalar("\t", pa.large_string()))
+    lines = lines.take(pc.sort_indices(lines))
+    return hashlib.sha256("\n".join(lines.to_pylist()).encode()).hexdigest()
 
 
 def _summary(root: Path, fatal: pd.DataFrame) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 from cxr_mlflow.data.phantom import Pixels, draw_film
 from cxr_mlflow.data.storage import explained, in_threads
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.names import DEMO_MARKER
 
 DEMO_VERSION = "2"
 """Part of the cache folder's name: raise it whenever a drawn pixel changes."""
@@ -30,18 +31,12 @@ SOURCES = {  # pretend hospitals and their shares; two are shared by classes, as
 }
 RGB_SHARE = 0.06
 """Share of the films stored as RGB, in every class alike."""
-MARKER = "DEMO"
 README = """SYNTHETIC DATA - NOT RADIOGRAPHS OF ANYBODY
 
 Drawn by cxr_mlflow (cxr_mlflow/data/demo.py), version {version}, seed {seed}, in the layout of the
 COVID-19 Radiography Database, so that the whole pipeline can be tried without a download.
 Scores on these images say that the software works. They say nothing about medicine.
 """
-
-
-def is_demo(root: Path) -> bool:
-    """Whether a data set root was written by `write_demo`."""
-    return (root / MARKER).is_file()
 
 
 def write_demo(
@@ -94,7 +89,7 @@ def write_demo(
                 _write_class(temporary, name, count, seed)
             readme = README.format(version=DEMO_VERSION, seed=seed)
             (temporary / "README.md.txt").write_text(readme, encoding="utf-8")
-            (temporary / MARKER).write_text(marker, encoding="utf-8")
+            (temporary / DEMO_MARKER).write_text(marker, encoding="utf-8")
             _move_into_place(temporary, folder, marker)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -113,7 +108,8 @@ def _move_into_place(temporary: Path, folder: Path, marker: str) -> None:
             folder.rmdir()
         os.rename(temporary, folder)
     except OSError:
-        if is_demo(folder) and (folder / MARKER).read_text(encoding="utf-8") == marker:
+        there = folder / DEMO_MARKER
+        if there.is_file() and there.read_text(encoding="utf-8") == marker:
             return
         _check_empty(folder)
         raise

@@ -11,17 +11,17 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from cxr_mlflow.data.preprocess import decode_grey
 from cxr_mlflow.data.storage import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Floats = NDArray[np.float32]
 
@@ -83,26 +83,27 @@ def find_groups(
     -------
     Duplicates
     """
-    hashes = np.asarray(pixel_hashes, dtype=str)
-    if thumbnails.ndim != 3 or len(thumbnails) != len(hashes):
-        raise ValueError(f"need N thumbnails and N hashes, got {thumbnails.shape}, {hashes.shape}")
-    store = (
-        cache_dir and cache_dir / "duplicates" / f"{_key(thumbnails, hashes, threshold)}.parquet"
-    )
+    from scipy.sparse import coo_array  # SciPy takes longer to load than 20,000 images to list
+    from scipy.sparse.csgraph import connected_components
+
+    num = len(pixel_hashes)
+    if thumbnails.ndim != 3 or len(thumbnails) != num:
+        raise ValueError(f"need N thumbnails and N hashes, got {thumbnails.shape} and {num}")
+    key = _key(thumbnails, pixel_hashes, threshold) if cache_dir else ""
+    store = cache_dir and cache_dir / "duplicates" / f"{key}.parquet"
     if store and store.is_file():
         pairs = pd.read_parquet(store)
     else:
-        pairs = _find_pairs(thumbnails, hashes, threshold)
+        pairs = _find_pairs(thumbnails, np.asarray(pixel_hashes, dtype=str), threshold)
         if store:
             with write_whole(store) as temporary:
                 pairs.to_parquet(temporary)
-    n = len(thumbnails)
-    links = coo_array((np.ones(len(pairs), bool), (pairs["i"], pairs["j"])), shape=(n, n))
+    links = coo_array((np.ones(len(pairs), bool), (pairs["i"], pairs["j"])), shape=(num, num))
     groups = connected_components(links, directed=False)[1].astype(np.int64)
     return Duplicates(groups, pairs)
 
 
-def _key(thumbnails: NDArray[np.uint8], hashes: NDArray[np.str_], threshold: float) -> str:
+def _key(thumbnails: NDArray[np.uint8], hashes: Sequence[str], threshold: float) -> str:
     parts = (VERSION, threshold, CANDIDATE, SCALES, SHIFTS, thumbnails.shape)
     digest = hashlib.sha256(repr(parts).encode())
     digest.update(np.ascontiguousarray(thumbnails).data)
@@ -130,6 +131,8 @@ def _find_pairs(
 
 def _describe(thumbnails: NDArray[np.uint8]) -> Floats:
     """Take out brightness (high-pass) and local contrast; float32 (N, 32, 32), unit norm."""
+    from scipy.ndimage import gaussian_filter  # not needed where the search was done before
+
     maps = np.empty(thumbnails.shape, np.float32)
     for start in range(0, len(maps), _TILE):
         grey = thumbnails[start : start + _TILE].astype(np.float32)
@@ -239,6 +242,8 @@ def plot_contact_sheet(
     matplotlib.figure.Figure
         Three groups to a row. A group's number is the lowest similarity of the links in it.
     """
+    from matplotlib.figure import Figure
+
     weakest = duplicates.pairs.groupby(duplicates.groups[duplicates.pairs["i"]])["similarity"].min()
     chosen = weakest.sort_values(kind="stable").head(max_groups)
     num_rows = max(1, -(-len(chosen) // _GROUPS_PER_ROW))

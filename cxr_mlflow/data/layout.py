@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 import pandas as pd
 
 from cxr_mlflow.errors import InputError
@@ -29,24 +32,24 @@ class Problem(NamedTuple):
     fatal: bool
 
 
-class FoundFile(NamedTuple):
-    """An image or mask, as the file system tells of it."""
-
-    path: str  # relative to the root, with slashes
-    class_name: str
-    is_mask: bool
-    stem: str  # Unicode NFC, so that names from a Mac match
-    size: int  # bytes
-    mtime_ns: int
-
-
 @dataclass(frozen=True)
 class Layout:
-    """What lies in a data folder, before any file is opened."""
+    """What lies in a data folder, before any file is opened.
+
+    Attributes
+    ----------
+    root : Path
+    classes : tuple of str
+    files : DataFrame
+        One row per image or mask, by class, images first, then by name: `path` (relative to the
+        root, with slashes), `class_name`, `is_mask`, `stem` (Unicode NFC), `size` (bytes),
+        `mtime_ns`.
+    problems : list of Problem
+    """
 
     root: Path
     classes: tuple[str, ...]
-    files: list[FoundFile]
+    files: pd.DataFrame
     problems: list[Problem]
 
 
@@ -122,7 +125,6 @@ def read_layout(root: Path) -> Layout:
             raise InputError(f"{root}: class folder {name!r}: {reason}; rename it")
     if len({slug(name) for name in classes}) < len(classes):
         raise InputError(f"{root}: class names too alike: {', '.join(classes)}; rename one")
-    files: list[FoundFile] = []
     problems = [
         Problem(
             _shown(folder.name), "unknown_folder", "a folder without images/ is no class", False
@@ -130,47 +132,77 @@ def read_layout(root: Path) -> Layout:
         for folder in _folders(root)
         if folder.name not in classes
     ]
+    tables = []
     for name in classes:
-        for kind in (own, "masks"):
-            for entry in _entries(root / name / kind):
-                path = "/".join(part for part in (name, kind, entry.name) if part)
-                if path == f"{name}/masks":
-                    continue
-                match _look_at(entry, path, name, kind == "masks"):
-                    case FoundFile() as file:
-                        files.append(file)
-                    case Problem() as problem:
-                        problems.append(problem)
-        if not any(f.class_name == name and not f.is_mask for f in files):
+        images = _list_files(root, "/".join(filter(None, (name, own))), problems)
+        if images.empty:
             problems.append(Problem(f"{name}/images", "empty_class", "no image in it", True))
-    return Layout(root, classes, files, problems)
+        masks = _list_files(root, f"{name}/masks", problems)
+        for table, is_mask in ((images, False), (masks, True)):
+            class_name = pd.Categorical([name] * len(table), classes)
+            tables.append(table.assign(class_name=class_name, is_mask=is_mask))
+    return Layout(root, classes, pd.concat(tables, ignore_index=True), problems)
+
+
+def _list_files(root: Path, folder: str, problems: list[Problem]) -> pd.DataFrame:
+    """List the images in a folder, sorted by name; what else is in it goes into `problems`."""
+    names, sizes, times = list[str](), array("q"), array("q")
+    for entry in _entries(root / folder):
+        name = entry.name
+        if not _is_plain(name) and _pass_over(name, folder, problems):
+            continue
+        try:
+            told = entry.stat()
+        except OSError as error:  # a link to nowhere
+            reason = f"the file cannot be read ({error.strerror})"
+            problems.append(Problem(f"{folder}/{name}", "unreadable", reason, True))
+            continue
+        if S_ISDIR(told.st_mode):
+            reason = "left aside: a folder"
+            problems.append(Problem(f"{folder}/{name}", "unknown_file", reason, False))
+            continue
+        names.append(name)
+        sizes.append(told.st_size)
+        times.append(told.st_mtime_ns)
+    stems = [unicodedata.normalize("NFC", name.rpartition(".")[0]) for name in names]
+    table = pd.DataFrame(
+        {
+            "path": f"{folder}/" + pd.Series(names, dtype="str"),
+            "stem": pd.Series(stems, dtype="str"),
+            "size": np.array(sizes, np.int64),
+            "mtime_ns": np.array(times, np.int64),
+        }
+    )
+    return table.sort_values("path", ignore_index=True)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     if folder.is_dir():
         with os.scandir(folder) as entries:
-            yield from sorted(entries, key=lambda entry: entry.name)
+            yield from entries
 
 
-def _look_at(
-    entry: os.DirEntry[str], path: str, class_name: str, is_mask: bool
-) -> FoundFile | Problem | None:
-    if entry.name.startswith(".") or entry.name.lower() in ("thumbs.db", "desktop.ini"):
-        return None  # what file managers leave behind
-    if reason := _why_not_a_name(entry.name):
-        return Problem(_shown(path), "bad_name", f"{reason}; rename it", True)
-    stem, suffix = os.path.splitext(entry.name)  # pathlib takes seconds for a large folder
-    if suffix.lower() not in IMAGE_SUFFIXES:
+def _is_plain(name: str) -> bool:
+    """Whether nothing can be wrong with a name: of a million, few need a closer look."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and name.isprintable() and name[0] != "."
+
+
+def _pass_over(name: str, folder: str, problems: list[Problem]) -> bool:
+    """Whether a file is no image by its name; a user who should know it is told in `problems`."""
+    if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):
+        return True  # what file managers leave behind
+    if name == "masks" and "/" not in folder:
+        return True  # beside images that lie in the class folder itself
+    path = f"{folder}/{name}"
+    if reason := _why_not_a_name(name):
+        problems.append(Problem(_shown(path), "bad_name", f"{reason}; rename it", True))
+        return True
+    if not name.lower().endswith(IMAGE_SUFFIXES):
         wanted = ", ".join(IMAGE_SUFFIXES)
-        return Problem(path, "unknown_file", f"left aside: not one of {wanted}", False)
-    try:
-        told = entry.stat()
-    except OSError as error:  # a link to nowhere
-        return Problem(path, "unreadable", f"the file cannot be read ({error.strerror})", True)
-    if entry.is_dir():
-        return Problem(path, "unknown_file", "left aside: a folder", False)
-    stem = unicodedata.normalize("NFC", stem)
-    return FoundFile(path, class_name, is_mask, stem, told.st_size, told.st_mtime_ns)
+        reason = f"left aside: not one of {wanted}"
+        problems.append(Problem(path, "unknown_file", reason, False))
+        return True
+    return False
 
 
 def _why_not_a_name(name: str) -> str:
@@ -218,8 +250,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def metadata_key(name: str) -> str:
     """Spelling under which a file is looked up in the metadata: no suffix, lower case, NFC."""
-    stem, suffix = os.path.splitext(name := unicodedata.normalize("NFC", name.strip()))
-    return (stem if suffix.lower() in IMAGE_SUFFIXES else name).casefold()
+    name = unicodedata.normalize("NFC", name.strip()).casefold()
+    return os.path.splitext(name)[0] if name.endswith(IMAGE_SUFFIXES) else name
 
 
 def short_source(url: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from cxr_mlflow.data.layout import class_folders, find_root
 from cxr_mlflow.data.storage import build_folder, with_bar
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.names import DEMO_MARKER
 
 DATA_DIR_VARIABLE = "CXR_DATA_DIR"
 
@@ -41,8 +42,6 @@ def resolve_data_dir(value: str, cache_dir: Path, *, progress: bool = False) -> 
     InputError
         If nothing is there, or several data sets are and none was named.
     """
-    from cxr_mlflow.data.demo import is_demo
-
     said_by = "--data-dir"
     if value == "auto":
         if told := os.environ.get(DATA_DIR_VARIABLE, "").strip():
@@ -63,6 +62,11 @@ def resolve_data_dir(value: str, cache_dir: Path, *, progress: bool = False) -> 
         )
     root = find_root(path)
     return root, is_demo(root)
+
+
+def is_demo(root: Path) -> bool:
+    """Whether a data set root was written by `demo.write_demo`."""
+    return (root / DEMO_MARKER).is_file()
 
 
 def _data_here() -> Path | None:

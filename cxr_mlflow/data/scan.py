@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import zlib
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from PIL import Image
 
-from cxr_mlflow.data.layout import FoundFile, Problem, read_metadata
+from cxr_mlflow.data.layout import Problem, read_metadata
 from cxr_mlflow.data.preprocess import MASK_THRESHOLD, BadImage, Pixels, decode_grey
 from cxr_mlflow.data.storage import in_threads, with_bar, write_whole
 from cxr_mlflow.errors import InputError
@@ -21,6 +26,8 @@ from cxr_mlflow.errors import InputError
 SCAN_VERSION = 1
 """Raise it whenever a `Reading` of the same file would come out otherwise."""
 THUMBNAIL_SIDE = 32
+_THUMBNAIL_BYTES = THUMBNAIL_SIDE**2
+_BATCH = 4096  # readings held as Python objects at once
 
 
 class Reading(NamedTuple):
@@ -40,6 +47,10 @@ class Reading(NamedTuple):
     thumbnail: bytes = b""  # 32 x 32 grey values; images only
 
 
+_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.large_string(), bytes: pa.large_binary()}
+_SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Reading).items()])
+
+
 def hash_pixels(pixels: Pixels) -> str:
     """SHA-256 in hex of shape and grey values: the same for every lossless encoding."""
     digest = hashlib.sha256(np.array(pixels.shape, "<i8").tobytes())
@@ -54,14 +65,15 @@ def shrink(pixels: Pixels) -> Pixels:
 
 
 def scan_files(
-    root: Path, files: Sequence[FoundFile], *, cache_dir: Path, progress: bool = False
-) -> dict[str, Reading]:
+    root: Path, files: pd.DataFrame, *, cache_dir: Path, progress: bool = False
+) -> pa.Table:
     """Read every file that is new or changed since the last scan of this folder.
 
     Parameters
     ----------
     root : Path
-    files : sequence of FoundFile
+    files : DataFrame
+        `Layout.files`.
     cache_dir : Path
         Readings are kept in `scans/` there; one is used again while path, size and time of change
         are the same.
@@ -70,65 +82,158 @@ def scan_files(
 
     Returns
     -------
-    dict of str to Reading
-        One per file, by its path.
+    pyarrow.Table
+        One `Reading` per file, in the order of `files`. Where nothing has changed it is mapped from
+        the disk: a column takes memory when it is looked at.
     """
-    store = cache_dir / "scans" / f"v{SCAN_VERSION}-{_root_key(root)}.parquet"
+    store = cache_dir / "scans" / f"v{SCAN_VERSION}-{_root_key(root)}.arrow"
     known = _load(store)
-    wanted = {file.path: (file.size, file.mtime_ns) for file in files}
-    readings = {
-        path: reading
-        for path, reading in known.items()
-        if wanted.get(path) == (reading.size, reading.mtime_ns)
-    }
-    missing = [file for file in files if file.path not in readings]
+    rows = _find(files, known)
+    if np.array_equal(rows, np.arange(len(known))):
+        return known
+    missing = np.flatnonzero(rows < 0)
+    wanted = files.iloc[missing]
+    gathered = _Gathered()
     try:
-        results = in_threads(lambda file: read_file(root, file), missing)
+        results = in_threads(
+            lambda told: read_file(root, *told),
+            zip(wanted["path"], wanted["is_mask"], wanted["size"], wanted["mtime_ns"], strict=True),
+        )
         for reading in with_bar(results, "Reading images", len(missing), show=progress):
-            readings[reading.path] = reading
+            gathered.add(reading)
     finally:  # an interrupted scan goes on where it stopped
-        lasting = {p: r for p, r in readings.items() if r.problem != "unreadable"}
-        if lasting.keys() != known.keys() or missing:
-            _save(store, lasting)
+        fresh = gathered.table()
+        rows[missing[: len(fresh)]] = len(known) + np.arange(len(fresh))
+        parts = [table for table in (known, fresh) if len(table)]
+        readings = _take(pa.concat_tables(parts or [known]), rows[rows >= 0])
+        lasting = np.flatnonzero(pc.not_equal(readings["problem"], "unreadable"))
+        _save(store, _take(readings, lasting))
     return readings
 
 
-def read_file(root: Path, file: FoundFile) -> Reading:
+def read_file(root: Path, path: str, is_mask: bool, size: int, mtime_ns: int) -> Reading:
     """Decode one file and describe it; what is wrong with it goes into the reading."""
     try:
-        pixels = decode_grey(root / file.path)
+        pixels = decode_grey(root / path)
     except BadImage as error:
-        return Reading(file.path, file.size, file.mtime_ns, error.problem, error.reason)
+        return Reading(path, size, mtime_ns, error.problem, error.reason)
     return Reading(
-        *(file.path, file.size, file.mtime_ns),
+        *(path, size, mtime_ns),
         width=pixels.shape[1],
         height=pixels.shape[0],
         darkest=int(pixels.min()),
         brightest=int(pixels.max()),
         area=float((pixels > MASK_THRESHOLD).mean()),
         pixel_hash=hash_pixels(pixels),
-        thumbnail=b"" if file.is_mask else shrink(pixels).tobytes(),
+        thumbnail=b"" if is_mask else shrink(pixels).tobytes(),
     )
 
 
-def _load(store: Path) -> dict[str, Reading]:
+def thumbnails_of(readings: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Thumbnails of some readings of images, uint8 (M, 32, 32); mapped, not copied, if in a row."""
+    column = readings["thumbnail"].chunk(0)
+    pixels = np.frombuffer(column.buffers()[2] or b"", np.uint8)
+    pixels = pixels.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    places = _starts(column)[rows] // _THUMBNAIL_BYTES
+    if len(places) and (np.diff(places) == 1).all():
+        return pixels[places[0] : places[-1] + 1]
+    return pixels[places]
+
+
+def _starts(column: pa.LargeBinaryArray) -> NDArray[np.int64]:
+    """Byte from which each value stands in the column's buffer, and the end: int64 (N + 1,)."""
+    return np.frombuffer(column.buffers()[1], np.int64, len(column) + 1, 8 * column.offset)
+
+
+class _Gathered:
+    """Readings in columns: an object for each of a million files would take gigabytes."""
+
+    def __init__(self) -> None:
+        self._schema = _SCHEMA.remove(_SCHEMA.get_field_index("thumbnail"))
+        self._tables = [self._schema.empty_table()]
+        self._batch: list[tuple[Any, ...]] = []
+        self._thumbnails, self._starts = bytearray(), array("q", [0])
+
+    def add(self, reading: Reading) -> None:
+        *told, thumbnail = reading
+        self._thumbnails += thumbnail
+        self._starts.append(len(self._thumbnails))
+        self._batch.append(tuple(told))
+        if len(self._batch) == _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = list(zip(*self._batch, strict=True))
+        self._tables.append(pa.table(columns, schema=self._schema))
+        self._batch.clear()
+
+    def table(self) -> pa.Table:
+        """Return what was gathered; nothing can be added after it."""
+        if self._batch:
+            self._flush()
+        buffers = [None, pa.py_buffer(self._starts), pa.py_buffer(self._thumbnails)]
+        thumbnails = pa.Array.from_buffers(pa.large_binary(), len(self._starts) - 1, buffers)
+        return pa.concat_tables(self._tables).append_column(_SCHEMA.field("thumbnail"), thumbnails)
+
+
+def _find(files: pd.DataFrame, known: pa.Table) -> NDArray[np.int64]:
+    """Row of the reading of each file, -1 where there is none or the file has changed since."""
+    places = pc.index_in(pa.array(files["path"], pa.large_string()), known["path"])
+    rows = places.fill_null(-1).to_numpy().astype(np.int64)
+    there = np.flatnonzero(rows >= 0)
+    for name in ("size", "mtime_ns"):
+        same = known[name].to_numpy()[rows[there]] == files[name].to_numpy()[there]
+        rows[there[~same]] = -1
+        there = there[same]
+    return rows
+
+
+def _take(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """Rows of a table, every column in one piece; not copied where it is that already."""
+    if not np.array_equal(rows, np.arange(len(table))):
+        table = table.take(rows)
+    return table.combine_chunks()
+
+
+def _load(store: Path) -> pa.Table:
+    """Open what `_save` wrote; empty if there is none or it is damaged: all is read again."""
+    nothing = _SCHEMA.empty_table().combine_chunks()
     if not store.is_file():
-        return {}
+        return nothing
+    opened = pa.memory_map if os.name == "posix" else pa.OSFile  # Windows locks what is mapped
     try:
-        columns = pq.read_table(store).to_pydict()
-        rows = zip(*(columns[name] for name in Reading._fields), strict=True)
-    except (pa.ArrowException, OSError, KeyError):
-        return {}  # not ours or damaged: everything is read again
-    return {row[0]: Reading(*row) for row in rows}
+        with opened(str(store)) as file, pa.ipc.open_file(file) as reader:
+            table = reader.read_all()
+        whole = table.schema == _SCHEMA and table.schema.metadata == _checksum(table)
+    except (pa.ArrowException, OSError, ValueError, IndexError):
+        return nothing
+    return table if whole else nothing
 
 
-def _save(store: Path, readings: dict[str, Reading]) -> None:
-    columns = {
-        name: [getattr(reading, name) for reading in readings.values()] for name in Reading._fields
-    }
-    columns["thumbnail"] = pa.array(columns["thumbnail"], pa.binary())
-    with write_whole(store) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+def _save(store: Path, readings: pa.Table) -> None:
+    readings = readings.replace_schema_metadata(_checksum(readings))
+    with (
+        write_whole(store) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_file(file, readings.schema) as writer,
+    ):
+        writer.write_table(readings)
+
+
+def _checksum(readings: pa.Table) -> dict[bytes, bytes]:
+    """CRC-32 of all columns, but of the thumbnails only their places: most of the file is they."""
+    total = 0
+    for name in readings.column_names:
+        column = readings[name].chunk(0)
+        if pa.types.is_primitive(column.type):
+            total = zlib.crc32(column.to_numpy(), total)
+            continue
+        starts = _starts(column)
+        total = zlib.crc32(starts - starts[0], total)
+        if name != "thumbnail":
+            text = memoryview(column.buffers()[2] or b"")
+            total = zlib.crc32(text[starts[0] : starts[-1]], total)
+    return {b"crc32": str(total).encode()}
 
 
 def scan_metadata(

@@ -14,8 +14,9 @@ from PIL import Image
 
 from cxr_mlflow.data import demo, phantom
 from cxr_mlflow.data.catalog import load_catalog
-from cxr_mlflow.data.demo import NUM_PER_CLASS, is_demo, write_demo
+from cxr_mlflow.data.demo import NUM_PER_CLASS, write_demo
 from cxr_mlflow.data.duplicates import find_groups
+from cxr_mlflow.data.locate import is_demo
 from cxr_mlflow.data.preprocess import decode_mask
 from cxr_mlflow.errors import InputError
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +87,46 @@ def test_groups_are_never_cut_and_shares_are_near(num_groups, fractions, seed):
     largest = np.bincount(groups).max()
     for name, share in zip(SPLITS, (1 - val - test, val, test), strict=True):
         assert abs(len(split.rows(name)) - share * n) <= largest + 2
+
+
+def dealt_one_by_one(table, groups, shares, seed):
+    """The rule in words, image by image: split of each row, 0 to 2."""
+    strata = [((), (c,), (c, s)) for c, s in zip(table["class_name"], table["source"], strict=True)]
+    totals = Counter(stratum for row in strata for stratum in row)
+    members = [np.flatnonzero(groups == group).tolist() for group in pd.unique(groups)]
+
+    def place(rows):
+        first = min(rows, key=lambda row: table["image_id"].iloc[row])
+        name = f"{seed}\t{table['image_id'].iloc[first]}"
+        rarity = totals[strata[first][-1]]
+        return -len(rows), rarity, hashlib.sha256(name.encode()).hexdigest()
+
+    dealt = {stratum: np.zeros(3) for stratum in totals}
+    splits = np.zeros(len(table), int)
+    for rows in sorted(members, key=place):
+        needs = Counter(stratum for row in rows for stratum in strata[row])
+        cost = sum(n * (n + 2 * dealt[s]) / (shares * totals[s]) for s, n in needs.items())
+        splits[rows] = np.argmin(cost)
+        for stratum, n in needs.items():
+            dealt[stratum][splits[rows[0]]] += n
+    return splits
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(20, 40), min_size=6, max_size=6),
+    num_groups=st.integers(30, 400),
+    fractions=st.sampled_from([(0.1, 0.2), (0.25, 0.25), (0.3, 0.5)]),
+    seed=st.integers(0, 1000),
+)
+def test_groups_are_dealt_by_the_rule(sizes, num_groups, fractions, seed):
+    keys = [(name, source) for name in "AB" for source in ("x", "ü", "z")]
+    catalog = catalog_of(dict(zip(keys, sizes, strict=True)))
+    groups = np.random.default_rng(seed).integers(-num_groups, num_groups, len(catalog.table))
+    val, test = fractions
+    found = split_of(catalog, groups, val=val, test=test, seed=seed).table["split"]
+    wanted = dealt_one_by_one(catalog.table, groups, np.array([1 - val - test, val, test]), seed)
+    assert found.tolist() == np.array(SPLITS)[wanted].tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
