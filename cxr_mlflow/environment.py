@@ -6,6 +6,8 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -25,6 +27,18 @@ def package_versions() -> dict[str, str]:
     """Versions of Python, of us, and of the packages a result may depend on."""
     versions = {f"version/{name}": metadata.version(name) for name in PACKAGES}
     return {"version/python": platform.python_version(), **versions}
+
+
+@contextmanager
+def unless_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set the environment variables that the user did not set, and take them back in the end."""
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def code_digest() -> str:

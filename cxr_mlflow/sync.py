@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from cxr_mlflow.environment import unless_set
 from cxr_mlflow.handover import handlers
 from cxr_mlflow.tracking.delivery import REQUEST, Delivery, in_short
 from cxr_mlflow.tracking.journal import Journal
@@ -23,9 +22,7 @@ def sync_runs() -> tuple[list[str], bool]:
     all_sent : bool
         Whether nothing is left to send.
     """
-    for name, value in REQUEST.items():
-        os.environ.setdefault(name, value)
-    with hold_undelivered() as runs:
+    with unless_set(REQUEST), hold_undelivered() as runs:
         told = [sync_run(run) for run in runs]
     set_tracking_uri()
     return [line for line, _ in told] or ["nothing to send"], all(sent for _, sent in told)

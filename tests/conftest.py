@@ -36,7 +36,7 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(autouse=True)
 def leave_no_experiment_behind():
-    """MLflow, and a delivery, leave variables behind; the registry is that of the store again."""
+    """MLflow leaves variables behind; the registry is that of the store again."""
     before = dict(os.environ)
     yield
     os.environ.clear()

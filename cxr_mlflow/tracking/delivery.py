@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,8 +28,8 @@ REQUEST = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""MLflow would try a dead server for minutes by itself; here the whole record is tried again. What
-it prints would tear the progress bar of the training."""
+"""Variables for as long as records are delivered. MLflow would try a dead server for minutes by
+itself; here the whole record is tried again. What it prints would tear the progress bar."""
 FIRST_PAUSE, LONGEST_PAUSE, HEARTBEAT_SECONDS = 0.5, 30.0, 60.0
 REFUSALS = frozenset(
     databricks_pb2.ErrorCode.Name(code)
@@ -202,8 +201,6 @@ class Delivery:
 
     def start(self) -> None:
         """Begin to send."""
-        for name, value in REQUEST.items():
-            os.environ.setdefault(name, value)
         self._thread.start()
 
     def stop(self) -> None:

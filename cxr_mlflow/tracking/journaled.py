@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from mlflow.tracking.context import registry as context_registry
 
+from cxr_mlflow.environment import unless_set
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.tracking.delivery import JOURNAL, Delivery, Handler
+from cxr_mlflow.tracking.delivery import JOURNAL, REQUEST, Delivery, Handler
 from cxr_mlflow.tracking.journal import Journal
 from cxr_mlflow.tracking.processes import end_with_parent, own_process
 from cxr_mlflow.tracking.run import Stopped, Terminated, joined_run, sigterm_raises
@@ -177,7 +178,7 @@ def open_journaled(
     """
     told = {**tags, JOURNAL: journal_id, "mlflow.runName": name, **own_process()}
     run = JournaledRun(journal, handlers)
-    with sigterm_raises():
+    with sigterm_raises(), unless_set(REQUEST):
         end_with_parent()
         journal.append(
             "open",

@@ -16,12 +16,14 @@ import filelock
 import mlflow
 from mlflow.entities import RunStatus
 
+from cxr_mlflow.environment import unless_set
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.tracking.processes import end_with_parent, own_process
 from cxr_mlflow.tracking.tracker import Tracker
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""MLflow would try a dead server for minutes by itself."""
 
 
 def use_tracking_uri() -> str:
@@ -35,7 +37,7 @@ def use_tracking_uri() -> str:
         If the store does not answer.
     """
     uri = set_tracking_uri()
-    with _first_start_lock(uri), _impatient():
+    with _first_start_lock(uri), unless_set(FIRST_CONTACT):
         try:
             mlflow.MlflowClient().search_experiments(max_results=1)
         except mlflow.exceptions.MlflowException as error:
@@ -75,19 +77,6 @@ def open_store() -> str:
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
     return uri
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """Let MLflow give up on a dead server after seconds; by itself it tries for minutes."""
-    before = {name: os.environ.get(name) for name in FIRST_CONTACT}
-    os.environ.update({k: v for k, v in FIRST_CONTACT.items() if before[k] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
 
 
 @contextmanager

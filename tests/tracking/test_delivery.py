@@ -28,9 +28,6 @@ def impatient(monkeypatch):
     monkeypatch.setitem(delivery_module.REQUEST, "MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     for name in delivery_module.REQUEST:
         monkeypatch.delenv(name, raising=False)
-    yield
-    for name in delivery_module.REQUEST:
-        os.environ.pop(name, None)
 
 
 def open_run(journal, params=None, **tags):
@@ -69,6 +66,19 @@ def store(tmp_path, empty_store):
     (tmp_path / "server").mkdir()
     (tmp_path / "server" / "mlflow.db").write_bytes(empty_store.read_bytes())
     return tmp_path / "server"
+
+
+def test_the_users_variables_are_theirs_again(tmp_path, tracking, monkeypatch):
+    """A notebook's own calls of MLflow must not give up after one try because we trained there."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    before = dict(os.environ)
+    with open_run(Journal(tmp_path / "journal")) as run:
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+        tell(run, [1])
+    assert {name: os.environ.get(name) for name in (*before, *delivery_module.REQUEST)} == {
+        name: before.get(name) for name in (*before, *delivery_module.REQUEST)
+    }
 
 
 def serve(store, port):
