@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from cxr_mlflow.config import TrackingConfig
 from cxr_mlflow.evaluation.note import escape_markdown
-from cxr_mlflow.registration import GATE_FILE, enter_registry
+from cxr_mlflow.registration import GATE_FILE, enter_registry, gate_text
+from cxr_mlflow.serving.gate import GateReport, check_model_loads
 from cxr_mlflow.serving.package import find_logged, log_model
 from cxr_mlflow.tracking.cards import deliver_card
 from cxr_mlflow.tracking.delivery import Handler, Remote
@@ -39,23 +41,19 @@ def tell_model(run: JournaledLog, folder: Path, tags: Mapping[str, str]) -> None
     run.once("model", "model", {"folder": "model", "tags": dict(tags)})
 
 
-def tell_registration(
+def tell_gate(
     run: JournaledLog,
     images: Sequence[bytes],
     masks: Sequence[bytes] | None,
     expected: NDArray[np.float64],
-    *,
-    tracking: TrackingConfig,
-    tags: Mapping[str, str],
-    description: str,
 ) -> None:
-    """Tell a run that its model is to be registered, with all the gate needs to judge it.
+    """Tell a run that its model is to be tried in a clean process, with all that this needs.
 
     Parameters
     ----------
     run : JournaledLog
-    images, masks, expected, tracking, tags, description
-        As `registration.enter_registry` takes them. `PENDING` in the description is filled in.
+    images, masks, expected
+        As `serving.gate.check_model_loads` takes them.
     """
     for kind, files in (("image", images), ("mask", masks or [])):
         for place, content in enumerate(files):
@@ -64,10 +62,22 @@ def tell_registration(
         "num_images": len(images),
         "masked": masks is not None,
         "expected": expected.tolist(),
-        "tracking": asdict(tracking),
-        "tags": dict(tags),
-        "description": description,
     }
+    run.once("gate", "gate", told)
+
+
+def tell_registration(
+    run: JournaledLog, *, tracking: TrackingConfig, tags: Mapping[str, str], description: str
+) -> None:
+    """Tell a run that its model is to be registered if it passes the gate.
+
+    Parameters
+    ----------
+    run : JournaledLog
+    tracking, tags, description
+        As `registration.enter_registry` takes them. `PENDING` in the description is filled in.
+    """
+    told = {"tracking": asdict(tracking), "tags": dict(tags), "description": description}
     run.once("register", "register", told)
 
 
@@ -78,7 +88,13 @@ def tell_note(run: JournaledLog, note: str) -> None:
 
 def handlers() -> dict[str, Handler]:
     """What is done at MLflow with these words."""
-    return {"model": _log_model, "register": _register, "card": deliver_card, "note": _note}
+    return {
+        "model": _log_model,
+        "gate": _gate,
+        "register": _register,
+        "card": deliver_card,
+        "note": _note,
+    }
 
 
 def _log_model(remote: Remote, record: Record) -> None:
@@ -93,26 +109,39 @@ def _log_model(remote: Remote, record: Record) -> None:
     remote.journal.remember(model_uri=uri)
 
 
-def _register(remote: Remote, record: Record) -> None:
+def _gate(remote: Remote, record: Record) -> None:
     journal, told = remote.journal, record.told
+    if "gate" in journal.remote:
+        return
     number = told["num_images"]
 
     def files(kind: str) -> list[bytes]:
         return [journal.path(f"gate/{kind}-{place}").read_bytes() for place in range(number)]
 
+    gate = check_model_loads(
+        journal.remote["model_uri"],
+        files("image"),
+        files("mask") if told["masked"] else None,
+        np.asarray(told["expected"], dtype=np.float64),
+    )
+    if not gate.ok:
+        remote.ask()  # was it the server that failed, it is tried again
+    remote.tracker.log_text(gate_text(gate), GATE_FILE)
+    journal.remember(gate=json.dumps(asdict(gate)))
+
+
+def _register(remote: Remote, record: Record) -> None:
+    journal, told = remote.journal, record.told
+    gate = json.loads(journal.remote["gate"])
     try:
         became = enter_registry(
             journal.remote["model_uri"],
-            files("image"),
-            files("mask") if told["masked"] else None,
-            np.asarray(told["expected"], dtype=np.float64),
+            GateReport(**{**gate, "reasons": tuple(gate["reasons"])}),
             tracking=TrackingConfig(**told["tracking"]),
             tags=told["tags"],
             description=told["description"].replace(PENDING, "this version"),
-            log_gate=lambda text: remote.tracker.log_text(text, GATE_FILE),
         )
     except NotRegistered as error:
-        remote.ask()  # was it the server that failed, it is tried again
         journal.remember(refused=f"NotRegistered: {error}"[:2000])
         became = f"not registered: {error}"
     journal.remember(registered=became)

@@ -156,6 +156,7 @@ def conduct(
         for split in ("val", "test")
     }
     fitted, checked, result = judge(plan, logits["val"], logits["test"])
+    tell_network(run, plan, trained, fitted, result)  # the gate's process runs beside what follows
     run.log_metrics({f"test/{name}": value for name, value in checked.metrics.items()})
     record_assessment(run, result)
     draw_sheets(run, plan, trained, result)
@@ -180,7 +181,6 @@ def conduct(
         run.log_figure(figure, f"test/{name}.png")
     found = {"data audit": audit.headline(), **controls.lines, **explained, **checked.lines}
     summary = summarize(plan, trained, result, found)
-    tell_network(run, plan, trained, fitted)
     if config.tracking.register:
         summary = replace(summary, registered_version=PENDING)
         tell_version(run, plan, result, summary)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from cxr_mlflow.config import AUTO, TrackingConfig
 from cxr_mlflow.data.preprocess import needs_mask
-from cxr_mlflow.serving.gate import check_model_loads
+from cxr_mlflow.serving.gate import GateReport
 from cxr_mlflow.tracking.registry import promote, register
 
 GATE_FILE = "model_gate.json"
@@ -22,40 +20,31 @@ GATE_IMAGES = 5
 
 def enter_registry(
     model_uri: str,
-    images: Sequence[bytes],
-    masks: Sequence[bytes] | None,
-    expected: NDArray[np.float64],
+    gate: GateReport,
     *,
     tracking: TrackingConfig,
     tags: Mapping[str, str],
     description: str,
-    log_gate: Callable[[str], None],
 ) -> str:
-    """Register a logged model if it loads in a clean process; tell as what.
+    """Register a logged model if it passed the gate; tell as what.
 
     Parameters
     ----------
     model_uri : str
-    images, masks : sequence of N bytes
-        Files of test images, see `gate_files`; no masks where the model takes none.
-    expected : float array of shape (N, C)
-        What the trained network gave for them.
+    gate : GateReport
+        Of this very model, see `serving.gate.check_model_loads`.
     tracking : TrackingConfig
         Name in the registry, and resamples of the comparison with the champion.
     tags : mapping
         Of the version; `synthetic` decides about the name where that is 'auto'.
     description : str
         Markdown on the version's page.
-    log_gate : callable
-        Takes the gate's findings as JSON text, also of a model that did not pass.
 
     Raises
     ------
     NotRegistered
-        If it does not load, or does not predict what the network did.
+        If it did not load, or did not predict what the network did.
     """
-    gate = check_model_loads(model_uri, images, masks, expected)
-    log_gate(json.dumps({**gate.tags(), "reasons": list(gate.reasons)}, indent=2) + "\n")
     name = tracking.registered_model
     if name == AUTO:
         name = "cxr-classifier-demo" if tags.get("synthetic") == "true" else "cxr-classifier"
@@ -63,6 +52,11 @@ def enter_registry(
     verdict = promote(name, version, samples=tracking.bootstrap_samples)
     alias = "champion" if verdict.promoted else "challenger"
     return f"{name} version {version} ({alias}; {verdict.reason})"
+
+
+def gate_text(gate: GateReport) -> str:
+    """Tell what the gate found as JSON text, for `GATE_FILE`."""
+    return json.dumps({**gate.tags(), "reasons": list(gate.reasons)}, indent=2) + "\n"
 
 
 def gate_files(table: pd.DataFrame, mask_mode: str) -> tuple[list[bytes], list[bytes] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from cxr_mlflow.calibrate import Calibration
 from cxr_mlflow.data.audit import Audit
 from cxr_mlflow.data.audit_report import write_page
+from cxr_mlflow.data.contact_sheet import plot_contact_sheet
 from cxr_mlflow.data.dataset import Draw
-from cxr_mlflow.data.duplicates import plot_contact_sheet
 from cxr_mlflow.data.fingerprints import save_fingerprints
 from cxr_mlflow.describe import Plan, augmented_sheet
 from cxr_mlflow.evaluation.assessment import Assessment
@@ -25,7 +26,7 @@ from cxr_mlflow.evaluation.plots import (
     plot_worst_errors,
 )
 from cxr_mlflow.evaluation.report import RunSummary, worst_errors, write_note
-from cxr_mlflow.handover import tell_model, tell_registration
+from cxr_mlflow.handover import tell_gate, tell_model, tell_registration
 from cxr_mlflow.names import SPLITS
 from cxr_mlflow.registration import gate_files
 from cxr_mlflow.serving.package import write_folder
@@ -116,8 +117,10 @@ def draw_sheets(run: Log, plan: Plan, trained: Trained, result: Assessment) -> N
         run.log_figure(sheet, "test/worst_errors.png")
 
 
-def tell_network(run: JournaledRun, plan: Plan, trained: Trained, fitted: Calibration) -> None:
-    """Tell the run of the weights, and of the exported network as an MLflow model."""
+def tell_network(
+    run: JournaledRun, plan: Plan, trained: Trained, fitted: Calibration, result: Assessment
+) -> None:
+    """Tell the run of the weights, of the exported network as an MLflow model, and of its gate."""
     about = plan.about_model() | {"journal": run.journal.folder.parent.name}
     if "run_id" in run.journal.remote:
         about["run_id"] = run.run_id
@@ -127,7 +130,7 @@ def tell_network(run: JournaledRun, plan: Plan, trained: Trained, fitted: Calibr
         run.log_file(folder / "weights.safetensors", "weights")
         write_folder(
             folder / "model",
-            trained.network.cpu(),
+            copy.deepcopy(trained.network).cpu(),  # it is still explained, where it is
             classes=plan.study.catalog.classes,
             image_size=plan.config.data.image_size,
             mask_mode=plan.config.data.mask_mode,
@@ -137,19 +140,17 @@ def tell_network(run: JournaledRun, plan: Plan, trained: Trained, fitted: Calibr
             prediction_sets=fitted.sets,
         )
         tell_model(run, folder / "model", about)
+    if plan.config.tracking.register:
+        tested = plan.study.catalog.table.iloc[plan.study.split.rows("test")]
+        images, masks = gate_files(tested, plan.config.data.mask_mode)
+        tell_gate(run, images, masks, result.probabilities[: len(images)])
 
 
 def tell_version(run: JournaledRun, plan: Plan, result: Assessment, summary: RunSummary) -> None:
     """Tell the run that its model is to be registered, see `registration.enter_registry`."""
-    config, study = plan.config, plan.study
-    tested = study.catalog.table.iloc[study.split.rows("test")]
-    images, masks = gate_files(tested, config.data.mask_mode)
     tell_registration(
         run,
-        images,
-        masks,
-        result.probabilities[: len(images)],
-        tracking=config.tracking,
+        tracking=plan.config.tracking,
         tags=plan.provenance() | {"f1_macro": f"{result.metrics['f1_macro']:.4f}"},
         description=write_note(summary),
     )

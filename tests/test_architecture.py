@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"data.layout", "data.scan", "data.locate", "data.download", "data.catalog", "data.pairing"},
     {
         *("data.duplicates", "data.splits", "data.cache", "data.transforms"),
-        *("data.class_map", "data.fingerprints"),
+        *("data.class_map", "data.fingerprints", "data.contact_sheet"),
     },
     {
         *("data.audit", "data.audit_copies", "data.audit_features", "data.audit_report"),

@@ -225,7 +225,7 @@ def _on_terminal() -> bool:
 
 
 def _draw_contact_sheet(path: Path, catalog: Catalog, duplicates: Duplicates) -> None:
-    from cxr_mlflow.data.duplicates import plot_contact_sheet
+    from cxr_mlflow.data.contact_sheet import plot_contact_sheet
 
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise InputError(f"--contact-sheet={path}: name a .png, .pdf or .svg file")

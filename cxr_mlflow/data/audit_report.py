@@ -16,7 +16,8 @@ from cxr_mlflow.data.audit import Audit
 from cxr_mlflow.data.audit_features import GREY_BINS
 from cxr_mlflow.data.audit_shortcuts import LEVEL, SEES, TITLES
 from cxr_mlflow.data.catalog import Catalog
-from cxr_mlflow.data.duplicates import Duplicates, plot_contact_sheet
+from cxr_mlflow.data.contact_sheet import plot_contact_sheet
+from cxr_mlflow.data.duplicates import Duplicates
 from cxr_mlflow.data.splits import Split
 
 IMAGE_DPI = 100

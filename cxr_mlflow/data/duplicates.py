@@ -11,17 +11,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cxr_mlflow.data.preprocess import decode_grey
 from cxr_mlflow.data.storage import write_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Floats = NDArray[np.float32]
 
@@ -34,7 +29,6 @@ SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # thumbnail pixels, 3 % of the image's sid
 VERSION = 1
 _TILE = 2048  # images a side of the similarities held at once: 16 MB
 _BATCH = 512  # candidate pairs aligned at once
-_GROUPS_PER_ROW = 3  # on the contact sheet
 
 
 @dataclass(frozen=True)
@@ -221,58 +215,6 @@ def _resampling(side: int, scale: float, shift: float) -> Floats:
     distance = np.abs(places[:, None] - np.arange(side))
     inside = (places >= 0) & (places <= side - 1)
     return ((1 - distance).clip(0) * inside[:, None]).astype(np.float32)
-
-
-def plot_contact_sheet(
-    table: pd.DataFrame, duplicates: Duplicates, *, max_groups: int = 24, per_group: int = 3
-) -> Figure:
-    """Show groups side by side, the most doubtful first, so that a reader can check the search.
-
-    Parameters
-    ----------
-    table : DataFrame
-        The catalog's, with `path` and `image_id`.
-    duplicates : Duplicates
-        Found on the same rows.
-    max_groups, per_group : int
-        Most groups, and most members of one, that are drawn; the title says how many there are.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Three groups to a row. A group's number is the lowest similarity of the links in it.
-    """
-    from matplotlib.figure import Figure
-
-    weakest = duplicates.pairs.groupby(duplicates.groups[duplicates.pairs["i"]])["similarity"].min()
-    chosen = weakest.sort_values(kind="stable").head(max_groups)
-    num_rows = max(1, -(-len(chosen) // _GROUPS_PER_ROW))
-    block = per_group + 1  # the last place of a block is a gap
-    figure = Figure(figsize=(_GROUPS_PER_ROW * block * 1.15, num_rows * 1.65 + 0.5))
-    figure.set_layout_engine("constrained")
-    grid = figure.subplots(
-        *(num_rows, _GROUPS_PER_ROW * block),
-        squeeze=False,
-        width_ratios=([1.0] * per_group + [0.2]) * _GROUPS_PER_ROW,
-    )
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for place, (group, similarity) in enumerate(chosen.items()):
-        members = np.flatnonzero(duplicates.groups == group)
-        for column, row in enumerate(members[:per_group]):
-            axes = grid[place // _GROUPS_PER_ROW, place % _GROUPS_PER_ROW * block + column]
-            axes.imshow(decode_grey(Path(table["path"].iloc[row])), cmap="gray", vmin=0, vmax=255)
-            note = f"{similarity:.3f}" if column == 0 else ""
-            if column == 1 and len(members) > per_group:
-                note = f"{len(members)} images"
-            axes.set_title(f"{note}\n{table['image_id'].iloc[row].rpartition('/')[2]}", fontsize=7)
-    sizes = np.bincount(duplicates.groups) if len(duplicates.groups) else np.zeros(0, np.int64)
-    figure.suptitle(
-        f"{(sizes > 1).sum()} groups of duplicates hold {sizes[sizes > 1].sum()} images; "
-        f"the {len(chosen)} least certain groups",
-        fontsize=10,
-    )
-    return figure
 
 
 def find_matches(

@@ -10,7 +10,8 @@ import pandas as pd
 from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.experiment.plan import Cell, Plan
 from cxr_mlflow.names import slug
-from cxr_mlflow.registration import GATE_FILE, enter_registry, gate_files
+from cxr_mlflow.registration import GATE_FILE, enter_registry, gate_files, gate_text
+from cxr_mlflow.serving.gate import check_model_loads
 from cxr_mlflow.tracking.parents import Child
 from cxr_mlflow.tracking.tested import as_tested
 from cxr_mlflow.tracking.tracker import Tracker
@@ -56,11 +57,12 @@ def register_best(plan: Plan, study: Study, done: Mapping[Cell, Child]) -> tuple
     ]
     tracker = Tracker(child.run_id, child.run.info.experiment_id)
     images, masks = gate_files(table, cell.config.data.mask_mode)
+    expected = _probabilities(tested.predictions, study.catalog.classes)[: len(images)]
+    gate = check_model_loads(tags["model_uri"], images, masks, expected)
+    tracker.log_text(gate_text(gate), GATE_FILE)
     told = enter_registry(
         tags["model_uri"],
-        images,
-        masks,
-        _probabilities(tested.predictions, study.catalog.classes)[: len(images)],
+        gate,
         tracking=plan.tracking,
         tags={
             **{name: tags[name] for name in PASSED_ON},
@@ -68,7 +70,6 @@ def register_best(plan: Plan, study: Study, done: Mapping[Cell, Child]) -> tuple
             "chosen_by": f"mean {CHOSEN_BY} of its row in {plan.name}, then its own",
         },
         description=tags.get("mlflow.note.content", ""),
-        log_gate=lambda text: tracker.log_text(text, GATE_FILE),
     )
     tracker.set_tags({"registered": told})
     return cell, told

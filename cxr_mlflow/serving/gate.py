@@ -72,8 +72,8 @@ def check_model_loads(
     ----------
     model_uri : str
         `models:/m-...`, `models:/NAME/VERSION` or `runs:/...`.
-    images, masks : sequences of at least 5 bytes
-        PNG or JPEG files; no masks for a model trained without.
+    images, masks : sequences of bytes
+        PNG or JPEG files, of which the first five are taken; no masks for a model trained without.
     expected_probabilities : float array of shape (N, C)
         Of the trained network for these images, float32 on the CPU.
     atol : float
@@ -86,17 +86,18 @@ def check_model_loads(
     GateReport
         A failure of the model is told in it, never raised.
     """
-    wanted = max(BATCHES)
-    if len(images) < wanted or len(expected_probabilities) != len(images):
+    if not images or len(expected_probabilities) != len(images):
         raise ValueError(
-            f"need {wanted} images or more, with one row of probabilities each; got {len(images)} "
-            f"and {len(expected_probabilities)}"
+            "need an image or more, with one row of probabilities each; got "
+            f"{len(images)} and {len(expected_probabilities)}"
         )
+    batches = sorted({min(size, len(images)) for size in BATCHES})
+    wanted = max(batches)
     request = {
         "model_uri": model_uri,
         "images": [_text(image) for image in images[:wanted]],
         "masks": [None if mask is None else _text(mask) for mask in (masks or ())][:wanted],
-        "batches": BATCHES,
+        "batches": batches,
     }
     begun = time.perf_counter()
     try:
