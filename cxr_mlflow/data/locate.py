@@ -61,6 +61,14 @@ def resolve_data_dir(value: str, cache_dir: Path, *, progress: bool = False) -> 
             f"--data-dir demo needs none)"
         )
     root = find_root(path)
+    try:
+        str(root.absolute()).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(root.absolute())
+        raise InputError(
+            f"{said_by}: the folder's own path is not UTF-8 text ({shown!r}), and tables and "
+            "MLflow hold text only; rename the folder, or link to it by another name"
+        ) from error
     return root, is_demo(root)
 
 

@@ -341,6 +341,12 @@ def test_any_folder_name_works_and_is_repeated_whole(name, sound, cxr, tmp_path)
     assert "COVID/images/ü 'x' [b].png" in result.stderr
 
 
+def test_a_folder_whose_path_is_no_text_is_refused_in_one_line(sound, cxr, tracking, tmp_path):
+    root = shutil.copytree(sound, tmp_path / os.fsdecode(b"f\xff"))
+    for words in (("data", "check", root), ("train", "--data-dir", root, *SMALL)):
+        refused(cxr(*words), "not UTF-8 text", r"f\xff", "rename the folder")
+
+
 @pytest.mark.parametrize("name", ["line\nbreak.png", "tab\there.png", os.fsdecode(b"\xff.png")])
 def test_file_names_that_no_line_can_hold_are_refused_in_one_line(name, xrays, cxr):
     Image.fromarray(draw_texture(50)).save(xrays / "COVID" / "images" / name)
