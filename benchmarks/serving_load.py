@@ -248,6 +248,10 @@ def main(
                 f"{model.name}, {usable_cores()} cores: ready after {server.seconds:.2f} s "
                 f"({core_seconds(server):.2f} s of a core), {memory(server):.0f} MB"
             )
+            columns = {"image": [content]} | ({"mask": [lungs]} if lungs else {})
+            status, told, _ = ask(server.port, split(columns))
+            if status != 200:  # a load of refusals would measure nothing
+                raise click.ClickException(f"the server answers {status}: {told}")
             if rounds:
                 speed(server, model, content, lungs, rounds)
             if minutes:

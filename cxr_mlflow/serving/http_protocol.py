@@ -46,6 +46,7 @@ class GuardedProtocol(H11Protocol):
         self._since = 0.0
         self._counted: object = None
         self._breaks = self._bytes = 0
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, if there are not too many."""
@@ -62,12 +63,12 @@ class GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came in, unless it is a body in crumbs."""
+        """Parse what came in, unless it is a body in crumbs or nobody asks for it any more."""
         for start in range(0, len(data), SLICE):
             part = data[start : start + SLICE]
-            if self._is_in_crumbs(part):
+            if not self._refused and self._is_in_crumbs(part):
                 self.send_400_response("the chunks of the body are too small")
-            if self.transport.is_closing():
+            if self._refused or self.transport.is_closing():
                 return
             super().data_received(part)
 
@@ -91,20 +92,35 @@ class GuardedProtocol(H11Protocol):
 
     def _state(self) -> tuple[str, object] | None:
         """What the connection waits for, and in which request; None while the server works."""
-        if self.transport.is_closing() or self.flow.write_paused:
+        if self._refused or self.transport.is_closing() or self.flow.write_paused:
             return READER, self.cycle
         if self.cycle is None or self.cycle.response_complete:
             return HEADERS, self.cycle
         return None
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, unless an answer is under way already; then close."""
+        """Answer what is not HTTP, unless an answer is under way already; then hang up.
+
+        Only our half is closed; what the client is still sending is read and thrown away until it
+        hangs up too, or its time is over. A socket closed with bytes unread is reset, and the
+        client would see that in place of the answer.
+        """
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # what it was doing has nobody to go to
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.write(_raw_answer(b"400 Bad Request", msg))
-        self.transport.close()
+        self._refused = True
+        self._unset_keepalive_if_required()
+        self.transport.write_eof()
+        self.flow.resume_reading()
+
+    def shutdown(self) -> None:
+        """Hang up, or finish the request under way first."""
+        if self._refused:
+            self.transport.close()
+        else:
+            super().shutdown()
 
 
 def _raw_answer(status: bytes, message: str) -> bytes:

@@ -68,9 +68,11 @@ def killed_at_random(world: World, chance: random.Random, longest: float) -> int
     for kills in range(MOST_ATTEMPTS):
         process = world.start()
         try:
-            process.communicate(timeout=chance.uniform(0.2, longest))
+            _, told = process.communicate(timeout=chance.uniform(0.2, longest))
             if process.returncode != 0:
-                raise RuntimeError(f"attempt {kills + 1} ended with {process.returncode}")
+                raise RuntimeError(
+                    f"attempt {kills + 1} ended with {process.returncode}:\n{told[-4000:]}"
+                )
             return kills
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)

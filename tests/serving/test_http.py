@@ -593,17 +593,47 @@ def test_a_client_that_does_not_read_is_let_go(model):
         until(lambda: ask(port, path="/ping", method="GET")[0] == 200)
 
 
+CRUMBS = (
+    b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 6000
+)  # a thousand are free, and what comes with the headers
+
+
 def test_a_body_in_crumbs_is_refused(port):
-    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    head += b"Transfer-Encoding: chunked\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), 30) as connection:
-        connection.sendall(head)
-        for _ in range(60):  # a thousand are free, and what comes with the headers
-            connection.sendall(b"1\r\n \r\n" * 100)
-        told = received(connection)
+    told = send_raw(port, CRUMBS)
     assert told.startswith(b"HTTP/1.1 400")
     assert b"too small" in told
     assert ask(port, path="/ping", method="GET")[0] == 200
+
+
+@pytest.mark.parametrize("bad", [CRUMBS, b"\0\r\n\r\n"])
+def test_who_is_refused_while_sending_may_read_why(port, bad):
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(bad)
+        connection.recv(1, socket.MSG_PEEK)  # the answer is here
+        for _ in range(20):
+            connection.sendall(b"1\r\n \r\n" * 1000)
+            time.sleep(0.01)  # a reset has time to come
+        told = received(connection)
+    assert told.startswith(b"HTTP/1.1 400")
+    assert told.endswith(b"}\n")
+
+
+def test_who_is_refused_and_sends_on_is_cut_off(model):
+    with (
+        served_thread(model, header_timeout=0.3) as port,
+        socket.create_connection(("127.0.0.1", port), 30) as connection,
+    ):
+        connection.sendall(CRUMBS)
+
+        def send_for_ever() -> None:
+            while True:
+                connection.sendall(b"1\r\n \r\n")
+                time.sleep(0.01)
+
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            send_for_ever()
+        assert ask(port, path="/ping", method="GET")[0] == 200
 
 
 def test_connections_are_counted(model):
