@@ -8,6 +8,7 @@ first run reads and audits the data, the others find what it kept. Takes the opt
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ import click
 import psutil
 
 from benchmarks.machine import machine, markdown, versions
+from cxr_mlflow.__main__ import leave
 
 CHILD = "CXR_RUN_SHARE_CHILD"
 STAGES = {
@@ -121,6 +123,7 @@ def run(options: list[str], place: Path, number: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     if CHILD in os.environ:
+        atexit.register(leave)  # as `cxr` ends
         measure(sys.argv[1:], Path(os.environ[CHILD]))
     else:
         main()

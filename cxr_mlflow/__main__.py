@@ -20,6 +20,7 @@ def run() -> None:
     """Run `cxr`; what others registered for the exit still runs."""
     global status
     atexit.register(leave)  # the first to be registered is the last to be called
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # would tear our tables
     from cxr_mlflow.cli import main
 
     status = 1  # of an error that is printed with its trace

@@ -127,7 +127,7 @@ class Board:
         told = f"{self.count(DONE)} of {len(self.places)} done"
         told += f", {self.count(FAILED)} failed" if self.count(FAILED) else ""
         told += f", {(time.monotonic() - self.start) / 60:.0f} min gone"
-        told += "" if left is None else f", about {left:.0f} min left"
+        told += f", about {left:.0f} min left" if left else ""
         return Group(table, Text(told, style="dim"))
 
 

@@ -68,6 +68,17 @@ def test_the_table_shows_every_cell(board):
         assert told in table, told
 
 
+def test_time_left_is_told_until_nothing_is_left(board):
+    board.done(board.plan.cells[0], 0.8, 1.0)
+    board.console.print(board)
+    assert "min left" in board.console.file.getvalue()
+    for cell in board.plan.cells[1:]:
+        board.done(cell, 0.8, 1.0)
+    board.console.file = io.StringIO()
+    board.console.print(board)
+    assert "min left" not in board.console.file.getvalue()
+
+
 def test_how_far_a_training_is_stands_in_its_last_epoch_line():
     assert last_epoch(["weights random"]) is None
     assert last_epoch(["epoch   1/3  train", "epoch   2/3  train loss", "! word"]) == "epoch 2/3"
