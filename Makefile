@@ -56,7 +56,7 @@ train: install  ## Train through MLflow: your data if it is there, else the demo
 	  -P mask_mode=$(MASK_MODE) $(ARGS)
 
 test: install  ## Run all tests, a process for each core.
-	@OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: install  ## Run the tests that take seconds.
 	@python -m pytest -m "not slow"
