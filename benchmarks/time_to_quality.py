@@ -35,6 +35,7 @@ def minutes_to(report: Report, target: float) -> float:
 @click.option("--plain-lr", default="0.001,0.0003,0.0001", help="Learning rates of the plain one.")
 @click.option("--plain-epochs", default=6)
 @click.option("--ours", default="2:0.5,3:0.5,4:0.5,6:0.5,6:1", help="EPOCHS:START_SIZE, by comma.")
+@click.option("--freeze", default=0, help="First stages that ours leaves as they are.")
 @click.option("--lr", default=0.001, help="Peak learning rate of ours.")
 @click.option("--targets", default="0.78,0.80,0.82,0.84,0.86")
 @click.option("--seed", default=0)
@@ -45,6 +46,7 @@ def main(
     plain_lr: str,
     plain_epochs: int,
     ours: str,
+    freeze: int,
     lr: float,
     targets: str,
     seed: int,
@@ -76,10 +78,11 @@ def main(
             )
             click.echo(f"{name}: val {scores}; {rows[-1]}", err=True)
 
-        for told in ours.split(","):
-            epochs, start = told.split(":")
+        for row in ours.split(","):
+            epochs, start = row.split(":")
             cache = folder / f"cache-{len(rows)}"
-            options = (str(Path(data_dir).resolve()), f"start_size={start}", f"cache_dir={cache}")
+            told = (f"start_size={start}", f"freeze={freeze}", f"cache_dir={cache}")
+            options = (str(Path(data_dir).resolve()), *told)
             found = run("ours", replace(task, epochs=int(epochs)), folder, *options)
             tell(f"ours, {epochs} epochs from {start} of the size", found)
         for rate in filter(None, plain_lr.split(",")):

@@ -105,6 +105,15 @@ class ModelConfig(Checked):
         "First weights: 'imagenet' (torchvision's, downloaded once), 'none' (random), a .pth or "
         ".safetensors file, or 'auto': imagenet, else random, said loudly.",
     )
+    freeze: int = option(
+        0,
+        "Leave the first layers of ResNet18 as the first weights have them: 1 the first of its "
+        "four stages, 2 or 3 as many; 0: train all.",
+    )
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._require(0 <= self.freeze <= 3, "freeze", "must lie in 0..3")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,6 +37,8 @@ class LoadedModel:
     network: nn.Module
     weights: str
     """What the weights are, in words, for tags and notes."""
+    untrained: frozenset[str]
+    """Names of the tensors that are random, the last layer's among them."""
     warnings: tuple[str, ...] = ()
     """What a reader of a score must know about them; shown beside every score."""
     report: str = ""
@@ -125,8 +127,15 @@ def build_resnet18(num_classes: int) -> ResNet:
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {"cnn": build_cnn, "resnet18": build_resnet18}
 
+FREEZABLE: dict[str, tuple[tuple[str, ...], ...]] = {
+    "resnet18": (("conv1", "bn1", "layer1"), ("layer2",), ("layer3",))
+}
+"""Submodules of a network from the input on, in the portions that `--freeze` counts."""
 
-def load_model(name: str, num_classes: int, *, weights: str, seed: int) -> LoadedModel:
+
+def load_model(
+    name: str, num_classes: int, *, weights: str, seed: int, freeze: int = 0
+) -> LoadedModel:
     """Build a network and give it its first weights.
 
     Parameters
@@ -139,18 +148,27 @@ def load_model(name: str, num_classes: int, *, weights: str, seed: int) -> Loade
         'auto', 'imagenet', 'none', or the path of a .pth or .safetensors state dict.
     seed : int
         Seeds the random weights.
+    freeze : int
+        So many portions of `FREEZABLE` take no gradient.
 
     Raises
     ------
     InputError
-        If the weights are asked for and cannot be had, or do not fit.
+        If the weights are asked for and cannot be had, or do not fit, or if what shall be frozen
+        is random or cannot be frozen.
     """
     if name not in MODELS:
         raise InputError(f"--model={name!r} is not one of {', '.join(MODELS)}")
     torch.manual_seed(seed)
-    network = MODELS[name](num_classes)
+    loaded = _first_weights(name, MODELS[name](num_classes), weights)
+    freeze_first(name, loaded, freeze)
+    return loaded
+
+
+def _first_weights(name: str, network: nn.Module, weights: str) -> LoadedModel:
+    untrained = frozenset(network.state_dict())
     if weights == "none" or (name == "cnn" and weights == "auto"):
-        return LoadedModel(network, "random")
+        return LoadedModel(network, "random", untrained)
     if weights in ("auto", "imagenet"):
         if name != "resnet18":
             raise InputError(f"--weights=imagenet: there are none for --model={name}; use 'none'")
@@ -159,15 +177,41 @@ def load_model(name: str, num_classes: int, *, weights: str, seed: int) -> Loade
         except InputError:
             if weights == "imagenet":
                 raise
-            return LoadedModel(network, "random (ImageNet unreachable)", (UNREACHABLE,))
-        report, missing = _fit(network, state, "torchvision's ImageNet weights")
-        return LoadedModel(network, "ImageNet", missing, report)
+            told = "random (ImageNet unreachable)"
+            return LoadedModel(network, told, untrained, (UNREACHABLE,))
+        return _fit(network, state, "torchvision's ImageNet weights", "ImageNet")
     path = Path(weights).expanduser()
-    report, missing = _fit(network, read_state(path), f"--weights={path}")
+    state = read_state(path)
     if "standin" in path.stem:  # the development stand-in, see the README on weights
+        told = f"partial ImageNet ({path.name})"
         partial = "Partial ImageNet: the last block of the first weights was random."
-        return LoadedModel(network, f"partial ImageNet ({path.name})", (partial, *missing), report)
-    return LoadedModel(network, f"file {path.name}", missing, report)
+        return _fit(network, state, f"--weights={path}", told, (partial,))
+    return _fit(network, state, f"--weights={path}", f"file {path.name}")
+
+
+def freeze_first(name: str, loaded: LoadedModel, portions: int) -> None:
+    """Let the first portions of a network keep their first weights; 0: none.
+
+    Batch normalisation in them goes on to follow the images: its running mean and variance are
+    no weights.
+
+    Raises
+    ------
+    InputError
+        If these portions are random, or the network has not so many that can be frozen.
+    """
+    freezable = FREEZABLE.get(name, ())
+    if portions > len(freezable):
+        raise InputError(f"--freeze={portions}: --model={name} has nothing that can be frozen")
+    frozen = [part for portion in freezable[:portions] for part in portion]
+    random = sorted(t for t in loaded.untrained if t.split(".")[0] in frozen)
+    if random:
+        raise InputError(
+            f"--freeze={portions}: {random[0]} would stay random for good (first weights: "
+            f"{loaded.weights}). Pass --weights with trained ones, or --freeze 0"
+        )
+    for part in frozen:
+        loaded.network.get_submodule(part).requires_grad_(False)
 
 
 def fetch_imagenet() -> dict[str, Tensor]:
@@ -234,7 +278,13 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _fit(network: nn.Module, state: dict[str, Tensor], where: str) -> tuple[str, tuple[str, ...]]:
+def _fit(
+    network: nn.Module,
+    state: dict[str, Tensor],
+    where: str,
+    told: str,
+    warnings: tuple[str, ...] = (),
+) -> LoadedModel:
     """Put a state dict into the network; tell what matched, and warn of what stays random."""
     state = dict(state)
     rgb = state.get("conv1.weight")
@@ -245,7 +295,9 @@ def _fit(network: nn.Module, state: dict[str, Tensor], where: str) -> tuple[str,
     wanted = network.state_dict()
     usable = {k: v for k, v in state.items() if k in wanted and v.shape == wanted[k].shape}
     head = _head_of(network)
-    missing = [name for name in wanted if name not in usable]
+    # Files of old PyTorch versions lack the counters of batch normalisation, which nothing here
+    # reads.
+    missing = [n for n in wanted if n not in usable and not n.endswith("num_batches_tracked")]
     trunk = [name for name in missing if not name.startswith(head)]
     if len(usable) < len(wanted) / 2:
         raise InputError(
@@ -257,7 +309,9 @@ def _fit(network: nn.Module, state: dict[str, Tensor], where: str) -> tuple[str,
     report = f"{where}: {len(usable)} of {len(wanted)} tensors taken over"
     report += f"; random: {', '.join(missing)}" if missing else ""
     report += f"; not used: {', '.join(extra)}" if extra else ""
-    return report, (f"Not in {where}, so random: {', '.join(trunk)}.",) if trunk else ()
+    if trunk:
+        warnings = (*warnings, f"Not in {where}, so random: {', '.join(trunk)}.")
+    return LoadedModel(network, told, frozenset(missing), warnings, report)
 
 
 def _head_of(network: nn.Module) -> str:

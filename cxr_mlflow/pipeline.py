@@ -86,6 +86,7 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
         len(study.catalog.classes),
         weights=config.model.weights,
         seed=config.train.seed,
+        freeze=config.model.freeze,
     )
     plan = Plan(config, study, loaded)
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)

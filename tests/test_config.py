@@ -23,6 +23,8 @@ from cxr_mlflow.errors import InputError
         ("epochs", 0),
         ("batch_size", 0),
         ("patience", 0),
+        ("freeze", -1),
+        ("freeze", 4),
         ("lr", 0.0),
         ("lr", float("nan")),
         ("weight_decay", -1.0),

@@ -13,9 +13,10 @@ import torchvision
 from torch import nn
 from torchvision.models import ResNet18_Weights
 
-from cxr_mlflow.config import ModelName
+from cxr_mlflow.config import ModelName, TrainConfig
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.models import IMAGENET_MEAN, IMAGENET_STD, MODELS, GreyConv, load_model
+from cxr_mlflow.training.fitting import start_fit
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,62 @@ def test_imagenet_weights_come_from_torchvisions_cache(rgb_state, tmp_path, monk
     assert loaded.weights == "ImageNet"
     ours = loaded.network.state_dict()
     assert torch.equal(ours["layer1.0.conv1.weight"], rgb_state["layer1.0.conv1.weight"])
+
+
+def test_counters_of_batch_normalisation_that_a_file_lacks_are_not_called_random_weights(
+    rgb_state, tmp_path
+):
+    old = {k: v for k, v in rgb_state.items() if not k.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "old.pth")
+    loaded = load_model("resnet18", 4, weights=str(tmp_path / "old.pth"), seed=0)
+    assert loaded.warnings == ()
+    assert "num_batches" not in loaded.report
+
+
+@pytest.mark.parametrize(
+    ("freeze", "kept"),
+    [
+        (0, ()),
+        (1, ("conv1", "bn1", "layer1")),
+        (3, ("conv1", "bn1", "layer1", "layer2", "layer3")),
+    ],
+)
+def test_frozen_layers_keep_their_first_weights_and_all_others_learn(
+    freeze, kept, rgb_state, tmp_path
+):
+    torch.save(rgb_state, tmp_path / "rgb.pth")
+    path = str(tmp_path / "rgb.pth")
+    network = load_model("resnet18", 4, weights=path, seed=0, freeze=freeze).network
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    config = TrainConfig(lr=0.1, device="cpu")
+    state = start_fit(network, config, steps=8, class_weights=None, device=torch.device("cpu"))
+    images, labels = torch.rand(8, 1, 64, 64), torch.arange(8) % 4
+    state.criterion(state.network.train()(images), labels).backward()
+    state.optimizer.step()
+    for name, value in network.named_parameters():
+        assert torch.equal(value, before[name]) == (name.split(".")[0] in kept), name
+
+
+@pytest.mark.parametrize("lost", ["", "layer1.0.conv1.weight"])
+def test_random_layers_are_not_frozen(lost, rgb_state, tmp_path):
+    weights = "none"
+    if lost:
+        torch.save({k: v for k, v in rgb_state.items() if k != lost}, tmp_path / "part.pth")
+        weights = str(tmp_path / "part.pth")
+    with pytest.raises(InputError, match=f"--freeze=1: .*{lost}.* would stay random"):
+        load_model("resnet18", 4, weights=weights, seed=0, freeze=1)
+
+
+def test_what_lacks_only_in_later_layers_does_not_hinder_freezing(rgb_state, tmp_path):
+    torch.save({k: v for k, v in rgb_state.items() if "layer4" not in k}, tmp_path / "part.pth")
+    loaded = load_model("resnet18", 4, weights=str(tmp_path / "part.pth"), seed=0, freeze=3)
+    taking = {n.split(".")[0] for n, p in loaded.network.named_parameters() if p.requires_grad}
+    assert taking == {"layer4", "fc"}
+
+
+def test_cnn_has_nothing_to_freeze():
+    with pytest.raises(InputError, match="--freeze=1: --model=cnn"):
+        load_model("cnn", 4, weights="none", seed=0, freeze=1)
 
 
 def test_cnn_has_no_imagenet_weights():

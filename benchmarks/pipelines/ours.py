@@ -48,6 +48,13 @@ def main(path: str, data_dir: str, *options: str) -> None:
         cache_dir=told.pop("cache_dir", AUTO),
     )
     study = prepare(data)
+    loaded = load_model(
+        "resnet18",
+        task.classes,
+        weights=task.weights or "none",
+        seed=task.seed,
+        freeze=int(told.pop("freeze", 0)),
+    )
     config = TrainConfig(
         strategy="none",
         epochs=task.epochs,
@@ -59,7 +66,6 @@ def main(path: str, data_dir: str, *options: str) -> None:
         **{name: float(value) for name, value in told.items()},
     )
     classes = study.catalog.classes
-    loaded = load_model("resnet18", task.classes, weights=task.weights or "none", seed=task.seed)
     device = torch.device("cpu")
     trained = train(
         loaded.network,

@@ -135,8 +135,9 @@ def load_plan(asked: ExperimentConfig, *, experiment: str) -> Plan:
             if twice := sorted(crossed.keys() & own.keys()):
                 raise InputError(f"{where} and the matrix both set {twice[0]}; leave one out")
             each = {**base, **own, **crossed, **given, "experiment": experiment}
-            if each.get("model") in FROM_SCRATCH and "weights" not in own:
-                each.pop("weights", None)  # those of the others
+            if each.get("model") in FROM_SCRATCH:  # "base" speaks of the others' first weights
+                for name in {"weights", "freeze"} - own.keys():
+                    each.pop(name, None)
             settings.append(each)
     configs = [_config(each, str(path)) for each in settings]
     recipes = [recipe(config.to_params()) for config in configs]

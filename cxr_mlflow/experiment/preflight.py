@@ -9,7 +9,7 @@ from cxr_mlflow.controls import audit_study
 from cxr_mlflow.data.prepare import Study, prepare
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.experiment.plan import Cell, Plan
-from cxr_mlflow.models import load_model
+from cxr_mlflow.models import LoadedModel, freeze_first, load_model
 
 
 def prepare_all(plan: Plan) -> Study:
@@ -34,17 +34,17 @@ def prepare_all(plan: Plan) -> Study:
 
 def key_cells(plan: Plan, study: Study) -> dict[Cell, str]:
     """Digest of each cell; reads each kind of first weights once, so that a bad file shows now."""
-    weights: dict[tuple[str, str], str] = {}
+    known: dict[tuple[str, str], tuple[LoadedModel, str]] = {}
     keys = {}
     for cell in plan.cells:
         model = cell.config.model
         told = (model.model, model.weights)
-        if told not in weights:
+        if told not in known:
             loaded = load_model(model.model, len(study.catalog.classes), weights=told[1], seed=0)
             path = Path(model.weights).expanduser()
             content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-            weights[told] = f"{loaded.weights} {content}"
-        keys[cell] = cell.key(
-            data=study.catalog.digest, split=study.split.digest, weights=weights[told]
-        )
+            known[told] = loaded, f"{loaded.weights} {content}"
+        loaded, weights = known[told]
+        freeze_first(model.model, loaded, model.freeze)  # so that it is refused now
+        keys[cell] = cell.key(data=study.catalog.digest, split=study.split.digest, weights=weights)
     return keys

@@ -51,10 +51,11 @@ def test_cells_come_seed_by_seed_so_that_half_a_table_is_balanced(plan):
 
 
 def test_first_weights_of_all_are_not_those_of_the_cnn(plan):
-    cells = plan(TWO_ROWS, weights="other.pth").cells
-    assert {(c.config.model.model, c.config.model.weights) for c in cells} == {
-        ("cnn", "auto"),
-        ("resnet18", "other.pth"),
+    cells = plan(TWO_ROWS, weights="other.pth", overrides="freeze=2").cells
+    models = [cell.config.model for cell in cells]
+    assert {(model.model, model.weights, model.freeze) for model in models} == {
+        ("cnn", "auto", 0),
+        ("resnet18", "other.pth", 2),
     }
 
 
