@@ -65,11 +65,17 @@ class Journal:
         """Add a record; durable on return."""
         with self._changed:
             record = Record(len(self._records), verb, int(time.time() * 1000), told)
-            with explained(self.folder, ADVICE), self._path.open("ab") as file:
-                file.write(_line(record))
-                file.flush()
-                os.fsync(file.fileno())
-            self._records.append(record)
+            line, whole = _line(record), self._path.stat().st_size
+            try:
+                with explained(self.folder, ADVICE), self._path.open("ab") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._records.append(record)
+            except BaseException:  # a full disk, or a signal while the disk is busy
+                if len(self._records) == record.number:
+                    os.truncate(self._path, whole)
+                raise
             self._changed.notify_all()
         return record
 

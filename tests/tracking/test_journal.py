@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,6 +50,23 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path):
     path.write_bytes(path.read_bytes().replace(b'"2"', b'"7"'))
     with pytest.raises(InputError, match=r"records: line 2 is damaged; --fresh true"):
         Journal(tmp_path)
+
+
+def test_a_record_that_a_signal_broke_off_is_not_in_the_file_either(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    journal.append("tags", {"tags": {"a": "1"}})
+    fsync = os.fsync
+
+    def interrupted(handle):
+        fsync(handle)
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        journal.append("tags", {"tags": {"a": "2"}})
+    journal.append("end", {"status": "KILLED"})
+    assert [(number, verb) for number, verb, _ in told(tmp_path)] == [(0, "tags"), (1, "end")]
 
 
 def test_what_has_arrived_is_counted_and_answers_are_kept(tmp_path):
