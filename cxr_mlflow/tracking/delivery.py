@@ -196,7 +196,7 @@ class Delivery:
         self.trouble: str = ""
         """Why nothing arrives now; empty while it does."""
         self._moved = time.monotonic()
-        self._stop = threading.Event()
+        self._stop, self._try_now = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="delivery")
 
     def start(self) -> None:
@@ -206,21 +206,24 @@ class Delivery:
     def stop(self) -> None:
         """Send nothing more; what is under way may still arrive."""
         self._stop.set()
+        self._try_now.set()
         self.journal.wake()
 
-    def wait(self, *, seconds: float, upto: int | None = None) -> bool:
+    def wait(self, *, seconds: float, in_trouble: float | None = None) -> bool:
         """Wait until all has arrived, or nothing has for so many seconds, or it is refused.
 
         Parameters
         ----------
         seconds : float
             Longest time in which nothing moves.
-        upto : int, optional
-            Only for so many records.
+        in_trouble : float, optional
+            The same while the last answer was an error, or none came; `seconds` by default.
         """
         self._moved = time.monotonic()
-        while (missing := self.journal.sent < (upto or len(self.journal))) and not self.refusal:
-            if time.monotonic() - self._moved > seconds:
+        self._try_now.set()
+        while (missing := self.journal.sent < len(self.journal)) and not self.refusal:
+            patience = in_trouble if self.trouble and in_trouble is not None else seconds
+            if time.monotonic() - self._moved > patience:
                 break
             time.sleep(0.02)
         return not missing
@@ -255,7 +258,8 @@ class Delivery:
                     self.refusal = error
                     return
                 self.trouble = in_short(error)
-                self._stop.wait(pause)
+                self._try_now.wait(pause)
+                self._try_now.clear()
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _send(self, record: Record) -> None:

@@ -26,7 +26,10 @@ FIRST_CONTACT_SECONDS = 10.0
 """Longest wait for MLflow before the training begins without it."""
 LAST_SECONDS = 60.0
 """Longest time without any progress after which a finished training no longer waits for MLflow."""
-LAST_SECONDS_KILLED = 5.0
+LAST_SECONDS_KILLED = 20.0
+"""The same where the training was asked to stop: less than the grace most schedulers give."""
+LAST_SECONDS_KILLED_IN_TROUBLE = 5.0
+"""The same while MLflow answers with errors, or not."""
 
 
 class JournaledLog(Log):
@@ -190,7 +193,8 @@ def open_journaled(
         )
         run.log_params(params)
         run.delivery.start()
-        status, failure, patience = "FAILED", "", LAST_SECONDS
+        status, failure = "FAILED", ""
+        patience, in_trouble = LAST_SECONDS, LAST_SECONDS
         try:
             run.delivery.wait(seconds=FIRST_CONTACT_SECONDS)
             if error := run.delivery.refusal:
@@ -205,7 +209,8 @@ def open_journaled(
                 yield run
             status = "FINISHED"
         except (KeyboardInterrupt, Terminated, Stopped) as error:
-            status, patience = "KILLED", LAST_SECONDS_KILLED
+            status = "KILLED"
+            patience, in_trouble = LAST_SECONDS_KILLED, LAST_SECONDS_KILLED_IN_TROUBLE
             failure = str(error) if isinstance(error, Stopped) else type(error).__name__
             raise
         except BaseException as error:
@@ -213,5 +218,5 @@ def open_journaled(
             raise
         finally:
             journal.append("end", {"status": status, "failure": failure})
-            run.delivery.wait(seconds=patience)
+            run.delivery.wait(seconds=patience, in_trouble=in_trouble)
             run.delivery.stop()

@@ -172,7 +172,7 @@ def test_asked_to_stop_it_says_so_and_goes_on(world_of_one, number):
     assert process.wait(60) != 0
     assert "The same command goes on from the last checkpoint" in "".join(told)
     (run,) = world.runs()
-    assert run.info.status == "KILLED"
+    assert run.info.status == "KILLED", "".join(told)
     assert run.data.tags["failure"] in ("KeyboardInterrupt", "Terminated")
 
 

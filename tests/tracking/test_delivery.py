@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import mlflow
+import psutil
 import pytest
 from matplotlib.figure import Figure
 
@@ -103,6 +104,37 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(tmp_path, store):
         assert check(uri, journal, range(1, 40)).info.status == "FINISHED"
 
 
+def test_stopped_while_the_server_is_slow_it_ends_as_killed(tmp_path, store):
+    port = free_port()
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
+    with serve(store, port):
+        server = psutil.Process().children(recursive=True)
+        go_on = threading.Timer(8, lambda: [process.resume() for process in server])
+        with suppress(KeyboardInterrupt), open_run(Journal(tmp_path / "journal")) as run:
+            assert run.delivery.wait(seconds=20)
+            for process in server:
+                process.suspend()
+            go_on.start()
+            tell(run, [1])
+            raise KeyboardInterrupt
+        go_on.join()
+        _, found = the_run(f"http://127.0.0.1:{port}")
+        assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "KeyboardInterrupt")
+
+
+def test_a_server_that_is_back_at_the_end_is_not_left_out_for_a_pause(tmp_path, store, monkeypatch):
+    monkeypatch.setattr("cxr_mlflow.tracking.journaled.FIRST_CONTACT_SECONDS", 1.0)
+    monkeypatch.setattr("cxr_mlflow.tracking.journaled.LAST_SECONDS", 10.0)
+    monkeypatch.setattr(delivery_module, "FIRST_PAUSE", 300.0)
+    port = free_port()
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
+    with ExitStack() as server:
+        with open_run(Journal(tmp_path / "journal")) as run:
+            assert run.delivery.trouble
+            server.enter_context(serve(store, port))
+        assert run.is_delivered
+
+
 def test_down_at_the_start_and_never_back_it_is_sent_later(tmp_path, store, monkeypatch):
     monkeypatch.setattr("cxr_mlflow.tracking.journaled.FIRST_CONTACT_SECONDS", 1.0)
     monkeypatch.setattr("cxr_mlflow.tracking.journaled.LAST_SECONDS", 1.0)
@@ -158,7 +190,7 @@ def test_a_run_that_was_deleted_is_told_anew(tmp_path, tracking):
 
 
 def test_an_interrupted_run_is_running_again_and_forgets_its_failure(tmp_path, tracking):
-    with pytest.raises(KeyboardInterrupt), open_run(Journal(tmp_path / "journal")):
+    with suppress(KeyboardInterrupt), open_run(Journal(tmp_path / "journal")):
         raise KeyboardInterrupt
     _, found = the_run(tracking)
     assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "KeyboardInterrupt")
@@ -189,7 +221,7 @@ def test_what_mlflow_run_says_otherwise_is_refused_at_once(tmp_path, tracking, m
 
 
 def test_the_run_of_a_second_mlflow_run_is_closed_with_a_link(tmp_path, tracking, monkeypatch):
-    with pytest.raises(KeyboardInterrupt), open_run(Journal(tmp_path / "journal")) as run:
+    with suppress(KeyboardInterrupt), open_run(Journal(tmp_path / "journal")) as run:
         raise KeyboardInterrupt
     first = run.run_id
     client = mlflow.MlflowClient()
