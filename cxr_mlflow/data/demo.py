@@ -46,7 +46,8 @@ def write_demo(
 
     Everything is drawn into a temporary folder beside it, which is renamed at the end: a killed
     run leaves no half data set. The same arguments give the same files, byte for byte, with the
-    same versions of NumPy, SciPy and Pillow.
+    same versions of NumPy, SciPy and Pillow on the same kind of processor: one with AVX-512 rounds
+    a few grey values otherwise.
 
     Parameters
     ----------
