@@ -107,8 +107,8 @@ class ModelConfig(Checked):
     )
     freeze: int = option(
         0,
-        "Leave the first layers of ResNet18 as the first weights have them: 1 the first of its "
-        "four stages, 2 or 3 as many; 0: train all.",
+        "How many of ResNet18's first stages, 0 to 3, keep their first weights (which must be "
+        "trained ones); batch normalisation in them still follows the images.",
     )
 
     def __post_init__(self) -> None:

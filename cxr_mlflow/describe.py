@@ -142,7 +142,8 @@ def announce(console: Console, plan: Plan) -> None:
     for split, row in plan.study.counts().iterrows():
         told = ", ".join(f"{name} {count:,}" for name, count in row.items())
         console.print(f"{split:<8} {row.sum():,} images: {told}")
-    console.print(f"weights  {plan.loaded.weights}", markup=False)
+    kept = f", the first {n} stages kept" if (n := plan.config.model.freeze) else ""
+    console.print(f"weights  {plan.loaded.weights}{kept}", markup=False)
     if plan.loaded.report:
         console.print(f"         {plan.loaded.report}", markup=False)
     for warning in plan.warnings:

@@ -201,7 +201,7 @@ def test_readings_that_are_damaged_on_the_disk_are_made_again(make_dataset, tmp_
 
 
 def test_films_are_read_and_divided_as_they_ever_were(make_dataset, tmp_path):
-    """Digests of films drawn in whole numbers, which every processor draws alike; demo films are not.
+    """Digests of films drawn in whole numbers: every processor draws them alike.
 
     Who changes one of them on purpose ends all splits, caches and interrupted runs that users have.
     """
