@@ -17,7 +17,7 @@ CAVEATS = (
 
 def in_brief(found: FoundControls) -> str:
     """State, scores and budgets in one clause, without a stop at its end."""
-    scores = ", ".join(f"on {model.sees} {_scored(found, model)}" for model in found.models)
+    scores = "; ".join(f"on {model.sees} {_scored(found, model)}" for model in found.models)
     told = f"{found.state.capitalize()}: the same recipe scores macro F1 {scores}"
     return f"{told}; not trained: {', '.join(found.missing)}" if found.missing else told
 
@@ -68,15 +68,9 @@ def _scored(found: FoundControls, model: ControlModel) -> str:
     told = with_ends(model.f1_macro)
     if model.epochs != found.epochs:
         told += f" after at most {in_epochs(model.epochs)} where the run had {found.epochs}"
-    flags = [
-        flag
-        for flag, holds in (
-            ("undertrained", found.is_undertrained(model)),
-            ("no better than guessing", found.is_guessing(model)),
-        )
-        if holds
-    ]
-    return f"{told} ({', '.join(flags)})" if flags else told
+    if found.is_undertrained(model):
+        told += ", undertrained"
+    return f"{told}, no better than guessing" if found.is_guessing(model) else told
 
 
 def _beside_the_run(difference: Score) -> str:

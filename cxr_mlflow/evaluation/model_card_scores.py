@@ -140,7 +140,7 @@ def _control_models(facts: CardFacts, found: FoundControls) -> tuple[str, ...]:
             f"the run itself ({facts.mask_mode})",
             in_epochs(found.epochs),
             with_ends(facts.scores["f1_macro"]),
-            "",
+            "–",
             *(with_ends(facts.class_scores[name]["f1"]) for name in facts.classes),
         ],
         *(

@@ -45,8 +45,8 @@ def test_a_smaller_budget_is_a_floor_and_said_beside_the_score(found_controls):
     found = found_controls({"lungs-out": 1, "box-out": 9})
     assert in_brief(found) == (
         "Partly controlled: the same recipe scores macro F1 on all but the lungs 0.600 "
-        "(0.550–0.650) after at most 1 epoch where the run had 9 (undertrained), on all "
-        "but the box around the lungs 0.600 (0.550–0.650); not trained: mask-only"
+        "(0.550–0.650) after at most 1 epoch where the run had 9, undertrained; on all but the box "
+        "around the lungs 0.600 (0.550–0.650); not trained: mask-only"
     )
     assert in_full(found).count("its score is a floor only") == 1
     longer = in_full(found_controls({"lungs-out": 12}))
@@ -78,7 +78,7 @@ def test_a_control_that_guesses_says_nothing_if_it_could_learn_less_than_the_run
     few, full = (in_full(found_controls({"mask-only": n}, score=low)) for n in (1, 9))
     assert "No better than guessing (0.500): it says nothing." in few
     assert "No better than guessing (0.500): it found nothing there to go by" in full
-    assert "no better than guessing)" in few.split(". ")[0]
+    assert "undertrained, no better than guessing" in few.split(". ")[0]
     assert "guessing" not in in_full(found_controls({"mask-only": 1}, score=(0.55, 0.51, 0.6)))
 
 
