@@ -110,8 +110,9 @@ class ControlConfig(Checked):
     run_id: str = option(NONE, "The finished training run that is controlled.", argument=True)
     modes: str = option(
         AUTO,
-        "Mask modes that are trained as controls with the run's own recipe, seed and split. 'auto':"
-        " lungs-out,mask-only, and lungs where the run itself saw more than the lungs.",
+        "Mask modes trained as controls with the run's own recipe, seed and split. 'auto': "
+        "lungs-out,box-out,mask-only; where the run itself saw more than the lungs, lungs in place "
+        "of mask-only.",
     )
     epochs: int = option(0, "Most epochs of each control; 0: as many as the run was given.")
     data_dir: str = option("run", "Where the run's images are now; 'run': where they were.")

@@ -17,7 +17,7 @@ from cxr_mlflow.errors import InputError
 
 ModelName = Literal["cnn", "resnet18"]
 StrategyName = Literal["none", "weighted", "oversample"]
-MaskMode = Literal["lungs", "none", "crop", "lungs-crop", "lungs-out", "mask-only"]
+MaskMode = Literal["lungs", "none", "crop", "lungs-crop", "lungs-out", "box-out", "mask-only"]
 AugmentLevel = Literal["none", "mild", "strong"]
 OnBadFile = Literal["fail", "skip"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -66,7 +66,8 @@ class DataConfig(Checked):
     mask_mode: MaskMode = option(
         "lungs",
         "What the network sees: the lungs alone, the whole image, the box around the lungs, the "
-        "lungs alone enlarged to their box; or, as controls, all but the lungs, or their shape.",
+        "lungs alone enlarged to their box; or, as controls, all but the lungs, all but their box, "
+        "or their shape.",
     )
     image_size: int = option(224, "Side of the square network input, in pixels.")
     on_bad_file: OnBadFile = option(

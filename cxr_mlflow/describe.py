@@ -19,7 +19,9 @@ from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.data.preprocess import CONTROLS
 from cxr_mlflow.environment import git_commit, package_versions
 from cxr_mlflow.evaluation.assessment import Assessment
+from cxr_mlflow.evaluation.control_facts import NONE_FOUND
 from cxr_mlflow.evaluation.metrics import confusion
+from cxr_mlflow.evaluation.note import NO_CONTROLS_YET
 from cxr_mlflow.evaluation.plots import plot_samples
 from cxr_mlflow.evaluation.report import NOT_CONTROLLED, RunSummary, summary_lines
 from cxr_mlflow.models import LoadedModel
@@ -32,6 +34,8 @@ SYNTHETIC = (
     "Synthetic data: drawn by this program, no patient. The scores say that the software works, "
     "and nothing about medicine."
 )
+NONE_YET = "none when the model was made; its training run tells of later ones"
+"""Fact `controls` in the files of a model."""
 CODE_DIR = Path(__file__).parents[1]
 SAMPLES_PER_CLASS, COPIES_PER_SAMPLE = 2, 5
 
@@ -115,17 +119,24 @@ class Plan:
             "data": self.study.catalog.name,
             "weights": self.loaded.weights,
             "synthetic": str(self.is_demo).lower(),
-            "controls": f"a control: {self.control}" if self.control else "not controlled",
+            "controls": f"a control: {self.control}" if self.control else NONE_FOUND,
         }
 
     def about_model(self) -> dict[str, str]:
-        """What travels with the weights and the served model."""
+        """What travels with the weights and the served model, and is never told anew.
+
+        Control models come later, so that none was there is told as of when the model was made.
+        """
+        warnings = [NO_CONTROLS_YET if w == NOT_CONTROLLED else w for w in self.warnings]
+        provenance = self.provenance()
+        if provenance["controls"] == NONE_FOUND:
+            provenance["controls"] = NONE_YET
         return {
             "model": self.config.model.model,
             "strategy": self.config.train.strategy,
             "data_digest": self.study.catalog.digest,
-            "warnings": " ".join(self.warnings),
-            **self.provenance(),
+            "warnings": " ".join(warnings),
+            **provenance,
         }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cxr_mlflow.describe import SYNTHETIC, left_out
+from cxr_mlflow.evaluation.control_facts import NONE_FOUND
 from cxr_mlflow.evaluation.intervals import Interval
 from cxr_mlflow.evaluation.note import NOT_CONTROLLED
 from cxr_mlflow.external import Films, bad_files
 from cxr_mlflow.names import slug
 from cxr_mlflow.serving.predictor import Predictor
-from cxr_mlflow.tracking.origin import NONE_FOUND, Origin
+from cxr_mlflow.tracking.origin import Origin
 
 
 def what_readers_must_know(

@@ -8,6 +8,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cxr_mlflow.evaluation.control_facts import FoundControls
+    from cxr_mlflow.evaluation.model_card_facts import CardFacts
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -155,3 +160,119 @@ def brightness_model(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def log_run(tracking: str) -> Callable[..., str]:
+    """Log a finished training run that hits the given share of the test images."""
+    import pandas as pd
+    from sklearn.metrics import f1_score
+
+    from cxr_mlflow.config import RunConfig
+
+    classes, number = np.array(["COVID", "Normal"]), 120
+    client = mlflow.MlflowClient()
+    home = client.create_experiment("chest-xray")
+    ids = [f"image-{i}" for i in range(number)]
+
+    def log(hits: float, digest: str = "d" * 64, *, tags: dict | None = None, **options) -> str:
+        config = RunConfig.from_options({"model": "cnn", **options})
+        rng = np.random.default_rng([int(100 * hits), config.train.seed])
+        true = np.arange(number) % 2
+        predicted = np.where(rng.random(number) < hits, true, 1 - true)
+        told = {
+            "kind": "training",
+            "model": config.model.model,
+            "weights": "random",
+            "synthetic": "false",
+            "test_digest": digest,
+        }
+        run = client.create_run(home, tags=told | (tags or {}), run_name=f"cnn-{hits}")
+        for name, value in {**config.to_params(), "git_commit": "c" * 40}.items():
+            client.log_param(run.info.run_id, name, value)
+        table = pd.DataFrame({"image_id": ids, "source": "here", "true": classes[true]})
+        table["predicted"], table["confidence"] = classes[predicted], 0.9
+        table["correct"], table["group"] = true == predicted, np.arange(number)
+        table["p_covid"] = np.where(predicted == 0, 0.9, 0.1)
+        table["p_normal"] = 1 - table["p_covid"]
+        client.log_text(run.info.run_id, table.to_csv(index=False), "test/predictions.csv")
+        score = f1_score(table["true"], table["predicted"], average="macro")
+        client.log_metric(run.info.run_id, "test/f1_macro", score)
+        client.set_terminated(run.info.run_id)
+        return run.info.run_id
+
+    return log
+
+
+@pytest.fixture
+def card_facts() -> CardFacts:
+    """Facts of a card of two classes, with as little in it as a card may hold."""
+    from cxr_mlflow.evaluation.metrics import PER_CLASS
+    from cxr_mlflow.evaluation.model_card_facts import CardFacts
+    from cxr_mlflow.evaluation.note import NOT_CONTROLLED
+    from cxr_mlflow.evaluation.score import Score
+
+    score = Score(0.8, 0.7, 0.9)
+    return CardFacts(
+        run_name="cnn-none",
+        created="2026-01-31",
+        synthetic=False,
+        sees="",
+        warnings=(NOT_CONTROLLED,),
+        classes=("COVID", "Normal"),
+        image_size=64,
+        mask_mode="lungs",
+        level=0.95,
+        details={},
+        data={},
+        images={},
+        sources={},
+        left_out={},
+        audit=(),
+        training={},
+        options={},
+        versions={},
+        scores={"f1_macro": score},
+        class_scores={
+            name: dict.fromkeys(("support", *PER_CLASS), score) for name in ("COVID", "Normal")
+        },
+        confusion=((8, 2), (2, 8)),
+        controls={},
+        source_floor=None,
+        calibration={},
+        calibration_scores=dict.fromkeys(
+            ("raw/ece", "raw/ece_floor", "raw/brier", "ece", "ece_floor", "brier"), score
+        ),
+        subgroups=(),
+        errors=(),
+        num_errors=4,
+        num_tested=20,
+        digests={},
+    )
+
+
+@pytest.fixture
+def found_controls() -> Callable[..., FoundControls]:
+    """Controls of a run of 9 epochs, each with most epochs of its own and an equal score."""
+    from cxr_mlflow.controlled import SEEN
+    from cxr_mlflow.evaluation.control_facts import ControlModel, FoundControls, chance_of
+    from cxr_mlflow.evaluation.score import Score
+
+    def found(
+        epochs: dict[str, int],
+        score: tuple[float, ...] = (0.6, 0.55, 0.65),
+        difference: tuple[float, ...] = (-0.1, -0.15, -0.05),
+        classes: tuple[str, ...] = ("COVID", "Normal"),
+    ) -> FoundControls:
+        of_classes = dict.fromkeys(classes, Score(*score))
+        return FoundControls(
+            epochs=9,
+            chance=chance_of(len(classes)),
+            wanted=("lungs-out", "box-out", "mask-only"),
+            models=tuple(
+                ControlModel(mode, SEEN[mode], most, Score(*score), Score(*difference), of_classes)
+                for mode, most in epochs.items()
+            ),
+        )
+
+    return found

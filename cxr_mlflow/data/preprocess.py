@@ -25,7 +25,11 @@ MAX_PIXELS = 64_000_000
 """Largest image that is decoded, in pixels (8,000 x 8,000); a detector has about 10 million."""
 MASK_THRESHOLD = 127
 """A mask pixel above it is lung. JPEG-like noise in masks stays below or above."""
-CONTROLS = {"lungs-out": "all but the lungs", "mask-only": "the outline of the lungs"}
+CONTROLS = {
+    "lungs-out": "all but the lungs",
+    "box-out": "all but the box around the lungs",
+    "mask-only": "the outline of the lungs",
+}
 """Mask modes that show too little to tell the classes by the lungs, and what they show."""
 CROP_MARGIN = 0.04
 """Border around the lungs' box, as a share of the image's side."""
@@ -205,14 +209,26 @@ def apply_mask(image: Pixels, mask: Pixels, mask_mode: str) -> Pixels:
     image : uint8 array of shape (H, W)
     mask : uint8 array of shape (H, W) with values 0 and 1
     mask_mode : str
-        The `lungs` modes keep the lungs, `lungs-out` all but the lungs, `mask-only` neither: a
-        white silhouette on black. What a network scores on the last two is not read in the lungs.
+        The `lungs` modes keep the lungs; `lungs-out` all but the lungs, and so their outline and
+        any lung that the mask misses; `box-out` all but the box around the lungs; `mask-only` a
+        white silhouette on black.
     """
     if mask_mode == "lungs-out":
         return image * (1 - mask)
+    if mask_mode == "box-out":
+        return _without_box(image, mask)
     if mask_mode == "mask-only":
         return mask * np.uint8(255)
     return image * mask if mask_mode.startswith("lungs") else image
+
+
+def _without_box(image: Pixels, mask: Pixels) -> Pixels:
+    """Blacken the lungs' box; where augmentation moved the lungs out of sight there is none."""
+    kept = image.copy()
+    if mask.any():
+        top, bottom, left, right = lung_box(mask)
+        kept[top:bottom, left:right] = 0
+    return kept
 
 
 def network_input(images: Pixels) -> NDArray[np.float32]:

@@ -8,20 +8,18 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.evaluation.control_facts import (
+    CONTROLLED,
+    NONE_FOUND,
+    FoundControls,
+    read_controls,
+)
 from cxr_mlflow.evaluation.note import NOT_CONTROLLED
+from cxr_mlflow.evaluation.score import Score, read_scores
 
 CARD_VERSION = 1
 """Raise it when a card of before could not be read any more."""
 CALIBRATION_SCORES = ("ece", "ece_floor", "brier")
-
-
-@dataclass(frozen=True)
-class Score:
-    """A number with the ends of its interval; None where it was not measured."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class CardFacts:
     run_id: str = ""
     model_uri: str = ""  # of the logged model, "models:/m-..."
     registered: str | None = None  # "cxr-classifier version 3 (challenger; ...)"
-    control_models: Mapping[str, str] = field(default_factory=dict)  # what it saw -> macro F1
+    control_models: FoundControls | None = None
     external: Mapping[str, str] = field(default_factory=dict)  # other hospitals -> what was found
 
     @property
@@ -82,7 +80,10 @@ class CardFacts:
         """What stands beside every score: whether control models say where it comes from."""
         if self.sees:
             return "a control itself"
-        return "see Controls" if self.control_models else "not controlled"
+        if self.control_models is None:
+            return NONE_FOUND
+        state = self.control_models.state
+        return "see Controls" if state == CONTROLLED else f"{state}, see Controls"
 
     def to_json(self) -> str:
         """Write all facts as JSON; null where nothing was measured."""
@@ -109,9 +110,10 @@ class CardFacts:
                 "train the run again, or read it with the cxr-mlflow that wrote it"
             )
         try:
-            told["scores"] = _scores(told["scores"])
-            told["calibration_scores"] = _scores(told["calibration_scores"])
-            told["class_scores"] = {k: _scores(v) for k, v in told["class_scores"].items()}
+            told["control_models"] = read_controls(told["control_models"])
+            told["scores"] = read_scores(told["scores"])
+            told["calibration_scores"] = read_scores(told["calibration_scores"])
+            told["class_scores"] = {k: read_scores(v) for k, v in told["class_scores"].items()}
             told["confusion"] = tuple(map(tuple, told["confusion"]))
             told["subgroups"] = tuple(
                 Subgroup(**{**row, "share": Score(**row["share"])}) for row in told["subgroups"]
@@ -125,22 +127,7 @@ class CardFacts:
             raise InputError(f"model_card.json is damaged: see {odd}") from error
 
 
-def with_control_models(facts: CardFacts, told: Mapping[str, str]) -> CardFacts:
-    """Add what control models found, so that the card does not say "not controlled" any more.
-
-    Parameters
-    ----------
-    facts : CardFacts
-    told : mapping of str to str
-        What a control model saw ("all but the lungs") -> its macro F1 with interval, in words.
-        What an earlier call told of another control stays.
-    """
-    found = {**facts.control_models, **told}
-    if not found:
-        return facts
+def with_control_models(facts: CardFacts, found: FoundControls) -> CardFacts:
+    """Put what all control models found in the place of what was known before."""
     warnings = tuple(each for each in facts.warnings if each != NOT_CONTROLLED)
     return replace(facts, control_models=found, warnings=warnings)
-
-
-def _scores(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
-    return {name: Score(**score) for name, score in told.items()}

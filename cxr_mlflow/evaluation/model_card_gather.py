@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -17,11 +16,11 @@ from cxr_mlflow.evaluation.metrics import PER_CLASS, class_slugs
 from cxr_mlflow.evaluation.model_card_facts import (
     CALIBRATION_SCORES,
     CardFacts,
-    Score,
     Subgroup,
 )
 from cxr_mlflow.evaluation.note import HEADLINES, RunSummary
 from cxr_mlflow.evaluation.report import worst_errors
+from cxr_mlflow.evaluation.score import Score, finite
 from cxr_mlflow.evaluation.subgroups import subgroups
 
 MOST_ERRORS = 10
@@ -140,13 +139,13 @@ def facts_of(
         },
         confusion=tuple(tuple(map(int, row)) for row in summary.confusion),
         controls=dict(controls),
-        source_floor=_finite(source_floor),
+        source_floor=finite(source_floor),
         calibration=dict(calibration),
         calibration_scores={
             f"{head}{name}": Score(
-                _finite(calibration_metrics.get(f"{head}{name}")),
-                _finite(calibration_metrics.get(f"{head}{name}_low")),
-                _finite(calibration_metrics.get(f"{head}{name}_high")),
+                finite(calibration_metrics.get(f"{head}{name}")),
+                finite(calibration_metrics.get(f"{head}{name}_low")),
+                finite(calibration_metrics.get(f"{head}{name}_high")),
             )
             for head in ("raw/", "")
             for name in CALIBRATION_SCORES
@@ -158,7 +157,7 @@ def facts_of(
                 row["images"],
                 row["groups"],
                 row["right"],
-                Score(*(_finite(row[end]) for end in ("share", "low", "high"))),
+                Score(*(finite(row[end]) for end in ("share", "low", "high"))),
                 row["confidence"],
             )
             for row in subgroups(predictions, classes, groups=groups, samples=samples).to_dict(
@@ -218,10 +217,6 @@ def _errors(predictions: pd.DataFrame) -> tuple[dict[str, Any], ...]:
 
 def _score(metrics: Mapping[str, float], intervals: Mapping[str, Interval], key: str) -> Score:
     if key not in intervals:
-        return Score(_finite(metrics.get(key)))
+        return Score(finite(metrics.get(key)))
     ends = intervals[key]
-    return Score(_finite(metrics.get(key)), _finite(ends.low), _finite(ends.high))
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
+    return Score(finite(metrics.get(key)), finite(ends.low), finite(ends.high))

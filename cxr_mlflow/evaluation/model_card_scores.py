@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cxr_mlflow.evaluation.control_facts import FoundControls
+from cxr_mlflow.evaluation.control_words import (
+    CAVEATS,
+    in_brief,
+    in_epochs,
+    signed,
+    verdict,
+    with_ends,
+)
 from cxr_mlflow.evaluation.markdown import NOT_MEASURED, Markdown, bullets, escape, pairs, table
 from cxr_mlflow.evaluation.metrics import PER_CLASS
-from cxr_mlflow.evaluation.model_card_facts import CardFacts, Score, Subgroup
+from cxr_mlflow.evaluation.model_card_facts import CardFacts, Subgroup
 from cxr_mlflow.evaluation.note import HEADLINES
+from cxr_mlflow.evaluation.score import Score
 from cxr_mlflow.evaluation.sources import UNKNOWN
 from cxr_mlflow.evaluation.subgroups import MIN_GROUPS
 
@@ -54,8 +64,7 @@ def controls_told(facts: CardFacts) -> str:
         return f"A control itself: it sees {facts.sees}, and is no classifier."
     if not facts.control_models:
         return "Not controlled: no control model was trained."
-    found = ", ".join(f"on {what} {score}" for what, score in facts.control_models.items())
-    return f"Controls: the same recipe scores macro F1 {found}."
+    return f"{in_brief(facts.control_models)}."
 
 
 def score_table(facts: CardFacts) -> str:
@@ -77,7 +86,7 @@ def metrics_section(facts: CardFacts) -> Section:
             [
                 name,
                 NOT_MEASURED if support is None else f"{support:,.0f}",
-                *(_with_ends(scores[metric]) for metric in PER_CLASS),
+                *(with_ends(scores[metric]) for metric in PER_CLASS),
             ]
         )
     confusion = [
@@ -109,21 +118,51 @@ def controls_section(facts: CardFacts) -> Section:
     for beginning, name in EXPECTED_CONTROLS.items():
         if not any(each.startswith(beginning) for each in told):
             told[name] = NOT_MEASURED
-    models = {
-        f"trained on {what}": f"macro F1 {score}" for what, score in facts.control_models.items()
-    }
-    if not models:
+    if facts.control_models is None:
         missing = "none: it is a control itself" if facts.sees else Markdown("**not controlled**")
-        models = {"control models (all but the lungs, their outline alone)": missing}
+        told = {"control models (all but the lungs, their outline alone)": missing, **told}
     return Section(
         "Controls",
         (
             "What the score may owe to something else than the lungs. "
             f"**{escape(controls_told(facts))}**",
-            pairs({**models, **told}, ("control", "found")),
+            *(_control_models(facts, facts.control_models) if facts.control_models else ()),
+            pairs(told, ("control", "found")),
         ),
         ("saliency_shares",),
     )
+
+
+def _control_models(facts: CardFacts, found: FoundControls) -> tuple[str, ...]:
+    """Scores of the run and of each control, by class; what they mean, and how far that goes."""
+    rows = [
+        [
+            f"the run itself ({facts.mask_mode})",
+            in_epochs(found.epochs),
+            with_ends(facts.scores["f1_macro"]),
+            "–",
+            *(with_ends(facts.class_scores[name]["f1"]) for name in facts.classes),
+        ],
+        *(
+            [
+                f"{model.sees} ({model.mode})",
+                in_epochs(model.epochs),
+                with_ends(model.f1_macro),
+                signed(model.difference),
+                *(with_ends(model.classes[name]) for name in facts.classes),
+            ]
+            for model in found.models
+        ),
+    ]
+    head = [
+        "trained on",
+        "at most",
+        "macro F1",
+        "less the run",
+        *(f"F1 {n}" for n in facts.classes),
+    ]
+    told = (*(verdict(found, model) for model in found.models), *CAVEATS)
+    return table(head, rows, words=2), bullets(told)
 
 
 def calibration_section(facts: CardFacts) -> Section:
@@ -131,8 +170,8 @@ def calibration_section(facts: CardFacts) -> Section:
     rows = [
         [
             name,
-            _with_ends(facts.calibration_scores[f"raw/{key}"]),
-            _with_ends(facts.calibration_scores[key]),
+            with_ends(facts.calibration_scores[f"raw/{key}"]),
+            with_ends(facts.calibration_scores[key]),
         ]
         for key, name in CALIBRATION_NAMES.items()
     ]
@@ -188,7 +227,7 @@ def subgroups_section(facts: CardFacts) -> Section:
 def _share(each: Subgroup) -> str:
     if each.share.value is None:
         return f"too few ({each.right} of {each.images})"
-    return _with_ends(each.share)
+    return with_ends(each.share)
 
 
 def failures_section(facts: CardFacts) -> Section:
@@ -240,9 +279,3 @@ def _number(value: float | None) -> str:
 
 def _ends(score: Score) -> str:
     return NOT_MEASURED if score.low is None else f"{_number(score.low)} to {_number(score.high)}"
-
-
-def _with_ends(score: Score) -> str:
-    if score.value is None or score.low is None:
-        return _number(score.value)
-    return f"{score.value:.3f} ({score.low:.3f}–{score.high:.3f})"

@@ -15,11 +15,19 @@ from cxr_mlflow.evaluation.metrics import PER_CLASS, class_slugs, metric_table
 
 NOTE_LIMIT = 8000
 """Most characters of a note: MLflow keeps it as a tag and cuts longer ones off."""
-NOT_CONTROLLED = (
-    "Not controlled: no control model (all but the lungs, their outline alone) was trained. In the "
-    "Kaggle data each class nearly is a source (hospital, age group): a score can come from the "
-    "source instead of the disease."
+_SOURCES = (
+    "In the Kaggle data each class nearly is a source (hospital, age group): a score can come from "
+    "the source instead of the disease."
 )
+NOT_CONTROLLED = (
+    "Not controlled: no control model (all but the lungs, their outline alone) was trained. "
+    + _SOURCES
+)
+NO_CONTROLS_YET = (
+    "When this model was made, no control model (all but the lungs, their outline alone) had been "
+    "trained; its training run tells of later ones. " + _SOURCES
+)
+"""The same, where it is frozen into the files of a model."""
 DISCLAIMER = "A research tool, not for diagnosis."
 HEADLINES = {
     "f1_macro": "macro F1",
@@ -28,6 +36,8 @@ HEADLINES = {
     "mcc": "MCC",
 }
 NOT_MEASURED = "–"
+BULLET = "> - "
+"""Begins each warning."""
 CHECKS = "Controls and calibration"
 TABLES = ("scores per class", "controls", "confusion", "facts")  # in the order of the note
 LEFT_OUT_FIRST = ("confusion", "scores per class", "facts", "controls")
@@ -130,21 +140,6 @@ def write_scores(
     return _fit(head, tables)
 
 
-def with_controls(note: str, found: str) -> str:
-    """Say in a finished note what control models found, where it said "not controlled".
-
-    Parameters
-    ----------
-    note : str
-        Markdown, as `write_note` wrote it.
-    found : str
-        "Controls: ..." in one sentence.
-    """
-    flag = NOT_CONTROLLED.split(":")[0]
-    head, line_end, rest = note.replace(NOT_CONTROLLED, escape_markdown(found)).partition("\n")
-    return head.replace(flag, escape_markdown(found)) + line_end + rest
-
-
 def _fit(head: Sequence[str], tables: Mapping[str, str]) -> str:
     """Join the parts; whole tables are left out, and named, until the note fits."""
     kept = [name for name in TABLES if name in tables]
@@ -196,7 +191,7 @@ def _read_first(warnings: Sequence[str]) -> str:
     ]
     if more := len(warnings) - len(lines):
         lines.append(f"and {more} more, printed by the run")
-    return "\n".join(["> **Read this first**", ">", *(f"> - {line}" for line in lines)])
+    return "\n".join(["> **Read this first**", ">", *(f"{BULLET}{line}" for line in lines)])
 
 
 def _headline(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlflow
 
+from cxr_mlflow.evaluation.control_facts import FoundControls
 from cxr_mlflow.evaluation.model_card import (
     CardFacts,
     card_page,
@@ -131,24 +132,23 @@ def read_card(run_id: str) -> tuple[CardFacts, dict[str, bytes]] | None:
     return CardFacts.from_json(facts), figures
 
 
-def add_control_models(tracker: Tracker, told: Mapping[str, str]) -> bool:
+def add_control_models(tracker: Tracker, found: FoundControls) -> bool:
     """Write the card of a run again, with what control models found.
 
     Parameters
     ----------
     tracker : Tracker
         Of the controlled run.
-    told : mapping of str to str
-        As `model_card.with_control_models` takes it.
+    found : FoundControls
 
     Returns
     -------
     bool
         False if the run has no card: it is older than cards are. Nothing is written then.
     """
-    found = read_card(tracker.run_id)
-    if found is None:
+    card = read_card(tracker.run_id)
+    if card is None:
         return False
-    facts, figures = found
-    publish_card(tracker, with_control_models(facts, told), figures)
+    facts, figures = card
+    publish_card(tracker, with_control_models(facts, found), figures)
     return True

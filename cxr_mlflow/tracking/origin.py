@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.comparison import NotComparable
+from cxr_mlflow.evaluation.control_facts import NONE_FOUND
 from cxr_mlflow.tracking.parents import get_run
 from cxr_mlflow.tracking.tested import REGISTERED, RUN_ID, TEST_DIGEST, run_behind
 
@@ -18,8 +19,6 @@ FINGERPRINTS = "data/fingerprints.npz"
 """Artifact of a training run: what tells copies of its training and validation images."""
 SPLIT = "data/split.csv"
 RUNS = "runs:/"
-NONE_FOUND = "not controlled"
-"""Tag `controls` of a run that no control model stands beside."""
 
 
 def is_run_id(word: str) -> bool:

@@ -131,12 +131,17 @@ def options_of_run(run_id: str, names: Sequence[str]) -> dict[str, Any]:
 
 def remarks_of(run: Run) -> tuple[str, ...]:
     """What must stand beside the scores of a run, wherever they are shown."""
+    return (*remarks_on_making(run), run.data.tags.get("controls", "not controlled"))
+
+
+def remarks_on_making(run: Run) -> tuple[str, ...]:
+    """The same without its controls: what it was made of."""
     tags = run.data.tags
     remarks = ["synthetic data"] if tags.get("synthetic") == "true" else []
     weights = tags.get("weights", "unknown")
     if weights != "ImageNet" and tags.get("model") not in FROM_SCRATCH:
         remarks.append(f"first weights: {weights}")
-    return (*remarks, tags.get("controls", "not controlled"))
+    return tuple(remarks)
 
 
 def _named_runs(word: str) -> list[Run]:

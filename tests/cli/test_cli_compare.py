@@ -9,49 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from sklearn.metrics import f1_score
 
 from cxr_mlflow.cli import main
-from cxr_mlflow.config import RunConfig
-
-CLASSES = np.array(["COVID", "Normal"])
-NUM_IMAGES = 120
-
-
-@pytest.fixture
-def log_run(tracking):
-    """Log a finished training run that hits the given share of the test images."""
-    client = mlflow.MlflowClient()
-    home = client.create_experiment("chest-xray")
-    ids = [f"image-{i}" for i in range(NUM_IMAGES)]
-
-    def log(hits: float, digest: str = "d" * 64, *, tags: dict | None = None, **options) -> str:
-        config = RunConfig.from_options({"model": "cnn", **options})
-        rng = np.random.default_rng([int(100 * hits), config.train.seed])
-        true = np.arange(NUM_IMAGES) % 2
-        predicted = np.where(rng.random(NUM_IMAGES) < hits, true, 1 - true)
-        told = {
-            "kind": "training",
-            "model": config.model.model,
-            "weights": "random",
-            "synthetic": "false",
-            "test_digest": digest,
-        }
-        run = client.create_run(home, tags=told | (tags or {}), run_name=f"cnn-{hits}")
-        for name, value in {**config.to_params(), "git_commit": "c" * 40}.items():
-            client.log_param(run.info.run_id, name, value)
-        table = pd.DataFrame({"image_id": ids, "source": "here", "true": CLASSES[true]})
-        table["predicted"], table["confidence"] = CLASSES[predicted], 0.9
-        table["correct"], table["group"] = true == predicted, np.arange(NUM_IMAGES)
-        table["p_covid"] = np.where(predicted == 0, 0.9, 0.1)
-        table["p_normal"] = 1 - table["p_covid"]
-        client.log_text(run.info.run_id, table.to_csv(index=False), "test/predictions.csv")
-        score = f1_score(table["true"], table["predicted"], average="macro")
-        client.log_metric(run.info.run_id, "test/f1_macro", score)
-        client.set_terminated(run.info.run_id)
-        return run.info.run_id
-
-    return log
 
 
 def compare(*args: object) -> Result:

@@ -359,4 +359,4 @@ def test_controls_are_those_of_cxr_control(world, monkeypatch, by):
     (config,) = asked
     assert (config.run_id, config.epochs, config.modes) == (world.run_id, 2, "auto")
     assert (config.data_dir, config.cache_dir) == ("demo", str(world.cache_dir))
-    assert modes_of(config, "lungs") == ["lungs-out", "mask-only"]
+    assert modes_of(config, "lungs") == ["lungs-out", "box-out", "mask-only"]

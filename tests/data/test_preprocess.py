@@ -252,5 +252,13 @@ def test_controls_hide_the_lungs_or_show_their_shape_alone():
     shape = apply_mask(image, mask, "mask-only")
     assert (shape == 255 * mask).all()
     assert shape.dtype == left.dtype == np.uint8
+    boxed = apply_mask(image, mask, "box-out")
+    assert not boxed[2:6, 3:5].any()
+    assert (boxed[apply_mask(np.ones_like(image), mask, "lungs-out") == 0] == 0).all()
+    notched = mask.copy()
+    notched[3, 3] = 0
+    assert (boxed == apply_mask(image, notched, "box-out")).all(), "the outline does not show"
+    assert (apply_mask(image, 0 * mask, "box-out") == image).all(), "no lungs, no box"
+    assert (image == 90).all(), "what was given is not written on"
     with pytest.raises(InputError, match="lungs-out"):
         fit_to_size(image, None, 8, "lungs-out")

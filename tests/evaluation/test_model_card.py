@@ -19,6 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 from cxr_mlflow.config import RunConfig
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.assessment import assess
+from cxr_mlflow.evaluation.control_words import with_ends
 from cxr_mlflow.evaluation.metrics import confusion
 from cxr_mlflow.evaluation.model_card import (
     DESCRIPTION_LIMIT,
@@ -269,18 +270,36 @@ def test_json_with_a_fact_missing_names_it(facts):
         CardFacts.from_json(json.dumps(told))
 
 
-def test_control_models_replace_not_controlled_wherever_it_was_said(facts):
-    found = "0.400 (0.300–0.500)"
-    controlled = with_control_models(facts, {"all but the lungs": found})
-    for text in (write_card(controlled), write_brief(controlled)):
+def test_control_models_replace_not_controlled_wherever_it_was_said(facts, found_controls):
+    found = found_controls({"lungs-out": 9, "box-out": 9, "mask-only": 9}, classes=CLASSES)
+    controlled = with_control_models(facts, found)
+    card = write_card(controlled)
+    for text in (card, write_brief(controlled)):
         assert "ot controlled" not in text
-        assert f"scores macro F1 on all but the lungs {found}" in text
+        assert "scores macro F1 on all but the lungs 0.600 (0.550–0.650)" in text
         assert text.count("**see Controls**") >= 4
-    assert f"| trained on all but the lungs | macro F1 {found} |" in write_card(controlled)
-    both = with_control_models(controlled, {"the outline of the lungs": "0.350 (0.25–0.45)"})
-    assert list(both.control_models) == ["all but the lungs", "the outline of the lungs"]
+    own = f"F1 {with_ends(facts.class_scores['COVID']['f1'])}"[3:]
+    assert f"| the run itself (lungs) | 9 epochs | {with_ends(facts.scores['f1_macro'])} |" in card
+    assert own in card
+    assert "| all but the lungs (lungs-out) | 9 epochs | 0.600 (0.550–0.650) | −0.100" in card
+    assert "F1 COVID" in card, "the class in doubt has a column of its own"
+    assert "exact outline of the lungs, and dense lung that the mask misses" in card
     assert NOT_CONTROLLED in facts.warnings, "the facts that were given stay as they are"
-    assert with_control_models(facts, {}) == facts
+    assert CardFacts.from_json(controlled.to_json()) == controlled
+
+
+def test_weak_controls_do_not_make_a_controlled_card(facts, found_controls):
+    found = found_controls({"lungs-out": 1, "box-out": 9, "mask-only": 9}, classes=CLASSES)
+    card = write_card(with_control_models(facts, found))
+    assert card.count("**partly controlled, see Controls**") >= 4
+    assert "**see Controls**" not in card
+    assert "| all but the lungs (lungs-out) | 1 epoch |" in card
+
+
+def test_controls_that_a_card_of_before_told_in_words_are_derived_again(facts):
+    told = json.loads(facts.to_json()) | {"control_models": {"all but the lungs": "0.400,"}}
+    assert CardFacts.from_json(json.dumps(told)).control_models is None
+    assert CardFacts.from_json(json.dumps(told | {"control_models": {}})) == facts
 
 
 def test_a_control_is_not_called_uncontrolled():

@@ -9,8 +9,6 @@ import mlflow
 import pytest
 
 from cxr_mlflow.evaluation.model_card import DESCRIPTION_LIMIT, CardFacts, write_brief, write_card
-from cxr_mlflow.evaluation.model_card_facts import Score
-from cxr_mlflow.evaluation.report import NOT_CONTROLLED
 from cxr_mlflow.serving.gate import GateReport
 from cxr_mlflow.tracking.cards import (
     FIGURE_FILES,
@@ -29,45 +27,10 @@ from cxr_mlflow.tracking.tracker import Tracker
 NAME = "cxr-classifier"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8) + (7).to_bytes(4, "big") * 2
 CARD_FILES = ("model_card.html", "model_card.json", "model_card.md")
-SCORE = Score(0.8, 0.7, 0.9)
-FACTS = CardFacts(
-    run_name="cnn-none",
-    created="2026-01-31",
-    synthetic=False,
-    sees="",
-    warnings=(NOT_CONTROLLED,),
-    classes=("COVID", "Normal"),
-    image_size=64,
-    mask_mode="lungs",
-    level=0.95,
-    details={},
-    data={},
-    images={},
-    sources={},
-    left_out={},
-    audit=(),
-    training={},
-    options={},
-    versions={},
-    scores={"f1_macro": SCORE},
-    class_scores={},
-    confusion=((8, 2), (2, 8)),
-    controls={},
-    source_floor=None,
-    calibration={},
-    calibration_scores=dict.fromkeys(
-        ("raw/ece", "raw/ece_floor", "raw/brier", "ece", "ece_floor", "brier"), SCORE
-    ),
-    subgroups=(),
-    errors=(),
-    num_errors=4,
-    num_tested=20,
-    digests={},
-)
 
 
 @pytest.fixture
-def placed(tracking: str, tmp_path: Path) -> tuple[Tracker, CardFacts]:
+def placed(tracking: str, tmp_path: Path, card_facts: CardFacts) -> tuple[Tracker, CardFacts]:
     """A run with a registered model and one of a card's figures; facts that name them."""
     client = mlflow.MlflowClient()
     experiment = client.create_experiment("films", artifact_location=str(tmp_path / "artifacts"))
@@ -78,7 +41,9 @@ def placed(tracking: str, tmp_path: Path) -> tuple[Tracker, CardFacts]:
     register(uri, name=NAME, gate=GateReport(ok=True), description="the note")
     tracker = Tracker(run_id, experiment)
     tracker.log_bytes(PNG, FIGURE_FILES["roc"])
-    return tracker, replace(FACTS, run_id=run_id, model_uri=uri, registered=f"{NAME} version 1")
+    return tracker, replace(
+        card_facts, run_id=run_id, model_uri=uri, registered=f"{NAME} version 1"
+    )
 
 
 def text_of(uri: str) -> str:
@@ -101,13 +66,13 @@ def test_a_card_is_with_the_run_the_model_and_the_version(placed):
     assert read_card(tracker.run_id) == (facts, {"roc": PNG})
 
 
-def test_control_models_are_told_wherever_the_card_is(placed):
+def test_control_models_are_told_wherever_the_card_is(placed, found_controls):
     tracker, facts = placed
-    assert not add_control_models(tracker, {"all but the lungs": "0.400"}), "no card, no change"
+    assert not add_control_models(tracker, found_controls({"lungs-out": 9})), "no card, no change"
     assert version().description == "the note"
     publish_card(tracker, facts, {"roc": PNG})
-    assert add_control_models(tracker, {"all but the lungs": "0.400 (0.300–0.500)"})
-    told = "scores macro F1 on all but the lungs 0.400 (0.300–0.500)"
+    assert add_control_models(tracker, found_controls({"lungs-out": 9}))
+    told = "scores macro F1 on all but the lungs 0.600 (0.550–0.650)"
     for text in (
         version().description,
         text_of(f"runs:/{tracker.run_id}/model_card.md"),
@@ -116,16 +81,19 @@ def test_control_models_are_told_wherever_the_card_is(placed):
         assert told in text
         assert "Not controlled" not in text
     assert "<img " in text_of(f"models:/{NAME}/1/model_card.html"), "figures stay"
-    add_control_models(tracker, {"the outline of the lungs": "0.350"})
-    assert told in version().description, "what was found before stays"
+    add_control_models(tracker, found_controls({"mask-only": 9}))
+    assert told not in version().description, "all that was found is told anew"
+    assert "on the outline of the lungs 0.600" in version().description
 
 
-def test_a_card_that_was_told_to_a_journal_arrives_with_what_mlflow_answered(placed, tmp_path):
+def test_a_card_that_was_told_to_a_journal_arrives_with_what_mlflow_answered(
+    placed, card_facts, tmp_path
+):
     tracker, facts = placed
     journal = Journal(tmp_path / "journal")
     log = JournaledLog(journal)
     for _ in range(2):  # an attempt that went on tells it again
-        tell_card(log, FACTS, {"roc": PNG})
+        tell_card(log, card_facts, {"roc": PNG})
     (record,) = list(journal)
     journal.remember(
         run_id=tracker.run_id,
