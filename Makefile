@@ -24,10 +24,11 @@ ARGS ?=
 ENV_MANAGER ?= local
 PORT ?= 5000
 TIMES ?= 5
+REQUESTS ?= 10000
 
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 
-.PHONY: help install train test test-fast faults bench-env lint format ui lock clean
+.PHONY: help install train test test-fast faults fuzz bench-env lint format ui lock clean
 
 help:  ## Show this.
 	@echo "cxr_mlflow: chest X-ray classification, tracked in MLflow. Not for diagnosis."
@@ -63,6 +64,9 @@ test-fast: install  ## Run the tests that take seconds.
 
 faults: install  ## Kill trainings at every moment and at random; print what was lost.
 	@python -m tests.faults.inject --times $(TIMES)
+
+fuzz: install  ## Send 10,000 random and mutated requests to a real `cxr serve`; print what it answered.
+	@OMP_NUM_THREADS=1 python -m tools.http_fuzz --requests $(REQUESTS)
 
 bench-env: install  ## Create .venv-bench: ours beside the pipelines it is compared with.
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

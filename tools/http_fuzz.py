@@ -1,4 +1,7 @@
-"""Requests nobody should send, and what a server may answer to them."""
+"""Requests nobody should send, and what a server may answer to them.
+
+`make fuzz` sends 10,000 of them to a real `cxr serve` and prints what came back.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,19 @@ import json
 import re
 import socket
 import struct
+import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import click
 import hypothesis
+import psutil
 from hypothesis import strategies as st
 
-from tools.cxr_server import film, split
+from tools.costly_images import many_pieces, many_scans
+from tools.cxr_server import ask, film, served_process, split
 
 ANSWER_SECONDS = 30.0
 ALLOWED = {200, 400, 401, 404, 405, 408, 413, 414, 415, 431, 503}
@@ -22,6 +31,7 @@ LEAKS = re.compile(rb"Traceback|File \"|site-packages|\.py\b|/root|/home|/tmp|0x
 KINDS = [("PNG", "L"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "1"), ("PNG", "LA")]
 KINDS += [("JPEG", "L"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("GIF", "L"), ("TIFF", "L")]
 FILES = [film(150, 24, kind, mode) for kind, mode in KINDS]
+FILES += [many_scans(60, side=24), many_scans(100), many_pieces(500), many_pieces(500, "JPEG")]
 GOOD = split({"image": FILES[:2], "mask": [film(255, 24)] * 2})
 RECORDS = [
     dict(zip(GOOD["dataframe_split"]["columns"], row, strict=True))
@@ -61,6 +71,7 @@ PATHS = ["/invocations"] * 12 + [
     "/%ff?a=%",
 ]
 PATHS += ["/../../etc/passwd", "/invocations/", "http://example.org/invocations", "/" + "a" * 3000]
+PARTS = 5
 END = b"\r\nConnection: close\r\n\r\n"
 
 
@@ -135,7 +146,7 @@ def requests(draw: st.DrawFn) -> bytes:
             lines.append("Transfer-Encoding: chunked")
         elif framing == "lie":
             length += draw(st.sampled_from([-5, 7, 10**12]))
-        if framing in ("length", "lie"):
+        if framing in ("length", "lie") or draw(st.integers(0, 9)) == 0:  # chunked: told twice
             lines.append(f"Content-Length: {length}")
         sent += "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
     sent += b"GET /ping HTTP/1.1\r\nHost: x" + END  # whose answer closes the connection
@@ -228,3 +239,55 @@ def fuzz(port: int, examples: int, seed: int = 0, *, patience: float = 0.5) -> F
 
     send()
     return findings
+
+
+@click.command()
+@click.option("--model", help="What `cxr serve` takes; else resnet18 with random weights.")
+@click.option("--image-size", default=112, help="Without --model.")
+@click.option("--requests", "count", default=10_000, help="Connections.")
+@click.option("--seed", default=0, help="Of the requests.")
+def main(model: str | None, image_size: int, count: int, seed: int) -> None:
+    """Send random and mutated requests to a real server; print what came back."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        log, served = place / "log", model or _some_model(place / "model", image_size)
+        with served_process(served, log) as server:
+            process = psutil.Process(server.process.pid)
+            good = split({"image": FILES[:1], "mask": [film(255)]})
+            expected = ask(server.port, good)[:2]
+            memory, begun = [process.memory_info().rss], time.monotonic()
+            findings = Findings()
+            for part in range(PARTS):
+                findings += fuzz(server.port, count // PARTS, seed * PARTS + part, patience=0.1)
+                memory.append(process.memory_info().rss)
+            same = ask(server.port, good)[:2] == expected
+            seconds, status = time.monotonic() - begun, server.stop()
+        told = log.read_text()
+    lines = [
+        ("connections", f"{findings.sent:,} in {seconds:.0f} s, seed {seed}"),
+        ("answers", f"{findings.statuses.total():,}"),
+        *((str(code), f"{number:,}") for code, number in sorted(findings.statuses.items())),
+        ("closed or left without an answer", f"{findings.unanswered:,}"),
+        ("500, stack traces in answers or log", str(len(LEAKS.findall(told.encode())))),
+        ("crashes (exit status at the end)", f"{int(status != 0)} ({status})"),
+        ("a good request gets the answer it got before", "yes" if same else "NO"),
+        ("memory before / after each fifth", " / ".join(f"{m / 1e6:.0f}" for m in memory) + " MB"),
+    ]
+    click.echo("| what | found |\n|---|---:|")
+    for line in lines:
+        click.echo(f"| {line[0]} | {line[1]} |")
+    if status or not same or b"Traceback" in told.encode():
+        raise SystemExit(f"NOT WELL; the log ends:\n{told[-2000:]}")
+
+
+def _some_model(folder: Path, image_size: int) -> str:
+    from cxr_mlflow.models import MODELS  # loads torch
+    from cxr_mlflow.serving.package import write_folder
+
+    classes = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
+    told = {"classes": classes, "image_size": image_size, "mask_mode": "lungs", "trained_on": {}}
+    return str(write_folder(folder, MODELS["resnet18"](len(classes)), **told))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,9 +6,11 @@ was trained on, and neither torch nor OpenCV is needed for it.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,12 @@ Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded, in pixels (8,000 x 8,000); a detector has about 10 million."""
+MAX_SCANS = 64
+"""Most scans of a JPEG. Each is a walk over the whole image, be it of 50 bytes in the file: a
+megabyte may take minutes. Ordinary progressive files have about 10."""
+MAX_READS = 100_000
+"""Most pieces in which a file is read: some 25,000 chunks of a PNG, where one of 64 million pixels
+in the usual 8 KB has 8,000. Pillow looks at each in Python, be it empty."""
 MASK_THRESHOLD = 127
 """A mask pixel above it is lung. JPEG-like noise in masks stays below or above."""
 CONTROLS = {
@@ -66,26 +74,69 @@ def decode_grey(source: bytes | Path, *, name: str | None = None) -> Pixels:
     Raises
     ------
     BadImage
-        An `InputError`: the file is not an image, truncated, larger than `MAX_PIXELS`, or not 8-bit
-        grey or RGB (16-bit, CMYK). The message names it and the reason. Nothing is substituted.
+        An `InputError`: the file is not an image, truncated, larger than `MAX_PIXELS`, in too many
+        parts, or not 8-bit grey or RGB (16-bit, CMYK). The message names it and the reason. Nothing
+        is substituted.
     """
     label = name or (str(source) if isinstance(source, Path) else "the image")
     content = source if isinstance(source, bytes) else _read(source, label)
+    with _as_bad_image(label), _open(content, label) as image:
+        _check_header(image, content, label)
+        image.load()
+        image.info.pop("transparency", None)  # convert() would warn of it
+        return np.asarray(image.convert("L"))
+
+
+def size_of(content: bytes, *, name: str = "the image") -> tuple[int, int]:
+    """Width and height that the header of a PNG or JPEG tells; no pixel is decoded.
+
+    Raises
+    ------
+    BadImage
+        As `decode_grey`, where that is seen in the header.
+    """
+    with _as_bad_image(name), _open(content, name) as image:
+        return image.size
+
+
+class _Pieces(io.BytesIO):
+    """Content of a file that is read in so many pieces and no more."""
+
+    def __init__(self, content: bytes, label: str) -> None:
+        super().__init__(content)
+        self._label, self._left = label, MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            reason = f"it is cut into more pieces than the {MAX_READS:,} that are read"
+            raise BadImage(self._label, "too_many_parts", reason)
+        return super().read(size)
+
+
+def _open(content: bytes, label: str) -> Image.Image:
+    """Read the header of a file, at a bounded cost."""
     if not content:
         raise BadImage(label, "not_an_image", "not an image: the file is empty")
     opener = next((o for magic, o in _OPENERS.items() if content.startswith(magic)), None)
     if opener is None:
         raise BadImage(label, "not_an_image", "not an image (PNG or JPEG is wanted)")
+    # A scan begins with these two bytes, which its data cannot hold.
+    if opener is JpegImageFile and (scans := content.count(b"\xff\xda")) > MAX_SCANS:
+        reason = f"a JPEG of {scans:,} scans, and at most {MAX_SCANS} are decoded; save it anew"
+        raise BadImage(label, "too_many_parts", reason)
+    # Not Image.open: it warns of large images, and warnings cannot be caught in threads.
+    return opener(_Pieces(content, label))
+
+
+@contextlib.contextmanager
+def _as_bad_image(label: str) -> Iterator[None]:
+    """Tell what the decoder says of a damaged file."""
     try:
-        # Not Image.open: it warns of large images, and warnings cannot be caught in threads.
-        with opener(io.BytesIO(content)) as image:
-            _check_header(image, content, label)
-            image.load()
-            image.info.pop("transparency", None)  # convert() would warn of it
-            return np.asarray(image.convert("L"))
+        yield
+    except BadImage:
+        raise
     except _DECODER_ERRORS as error:
-        if isinstance(error, BadImage):
-            raise
         raise BadImage(label, "truncated", f"damaged or truncated ({error})") from error
 
 

@@ -28,7 +28,7 @@ def create_app(
     about: Mapping[str, Any],
     *,
     token: str | None,
-    workers: int,
+    pool: Workers,
 ) -> ASGIApp:
     """Build the application.
 
@@ -41,14 +41,13 @@ def create_app(
         What `/version` tells; its `model` maps texts to texts.
     token : str, optional
         What clients must send.
-    workers : int
-        Requests scored at the same time.
+    pool : Workers
+        Scores the images; told to stop when the server does.
 
     Returns
     -------
     ASGI application
     """
-    pool = Workers(workers, config.max_waiting)
     held = HeldBodies(config)
     metrics = Metrics(about["model"], inside=lambda: pool.inside, buffered=lambda: held.bytes)
 
@@ -90,16 +89,17 @@ def create_app(
     async def invocations(request: Request) -> Response:
         """Label images."""
         check_headers(request.headers)
-        async with held.read(request) as body:
-            gone = asyncio.ensure_future(until_gone(request))
-            try:
-                found = await pool.run(
-                    lambda deadline: answer(scorer, body, config, deadline),
-                    config.request_timeout,
-                    gone,
-                )
-            finally:
-                gone.cancel()
+        body = await held.read(request)
+        gone = asyncio.ensure_future(until_gone(request))
+        try:
+            found = await pool.run(
+                lambda deadline: answer(scorer, body.take, config, deadline),
+                config.request_timeout,
+                gone,
+                at_end=body.let_go,
+            )
+        finally:
+            gone.cancel()
         metrics.count_predictions(found.labels, found.abstained)
         return Response(found.content, media_type=JSON)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 
 from starlette.requests import Request
 
@@ -22,9 +21,8 @@ class HeldBodies:
         self.config = config
         self.bytes = 0
 
-    @contextlib.asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Read a body; it counts as held until the block ends.
+    async def read(self, request: Request) -> Body:
+        """Read a body; it counts as held until it is let go.
 
         Raises
         ------
@@ -32,19 +30,19 @@ class HeldBodies:
             413 if it is too large, 408 if it comes too slowly, 503 if too much is held already.
         ClientGone
         """
-        body = bytearray()
+        body = Body(self)
         try:
-            try:
-                async with asyncio.timeout(self.config.body_timeout):
-                    await self._fill(body, request)
-            except TimeoutError:
-                message = f"the body did not come within {self.config.body_timeout:g} seconds"
-                raise Refused(408, message, headers={"Connection": "close"}) from None
-            yield bytes(body)
-        finally:
-            self.bytes -= len(body)
+            async with asyncio.timeout(self.config.body_timeout):
+                await self._fill(body, request)
+        except BaseException as error:  # also where the server is stopped in between
+            body.let_go()
+            if not isinstance(error, TimeoutError):
+                raise
+            message = f"the body did not come within {self.config.body_timeout:g} seconds"
+            raise Refused(408, message, headers={"Connection": "close"}) from None
+        return body
 
-    async def _fill(self, body: bytearray, request: Request) -> None:
+    async def _fill(self, body: Body, request: Request) -> None:
         most = self.config.max_body_mb * MB
         too_large = Refused(413, f"the body is larger than {self.config.max_body_mb} MB")
         if int(request.headers.get("content-length", 0)) > most:
@@ -55,12 +53,37 @@ class HeldBodies:
             if message["type"] == "http.disconnect":
                 raise ClientGone
             part, more = message.get("body", b""), message.get("more_body", False)
-            if len(body) + len(part) > most:
+            if body.size + len(part) > most:
                 raise too_large
             if self.bytes + len(part) > self.config.max_buffered_mb * MB:
                 raise busy("the server holds as many requests as it may")
-            body += part
-            self.bytes += len(part)
+            body.add(part)
+
+
+class Body:
+    """A body that is held: a box, so that whoever still knows of it keeps none of its memory."""
+
+    def __init__(self, held: HeldBodies) -> None:
+        self._held, self._content = held, bytearray()
+        self.size = 0
+        """Bytes that count as held."""
+
+    def add(self, part: bytes) -> None:
+        """Append what came in."""
+        self._content += part
+        self.size += len(part)
+        self._held.bytes += len(part)
+
+    def take(self) -> bytearray:
+        """Empty the box, once; it counts as held on, for what is made of it takes no less."""
+        content, self._content = self._content, bytearray()
+        return content
+
+    def let_go(self) -> None:
+        """Say that nobody needs it any more; may be said twice."""
+        self.take().clear()
+        self._held.bytes -= self.size
+        self.size = 0
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

@@ -54,7 +54,10 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id
         reply = Reply(scope, receive, send, request_id)
         try:
-            if self._may_enter(scope):
+            if _is_framed_twice(scope):
+                message = "the end of the body is told in two ways; send Content-Length alone"
+                await reply.refuse(Refused(400, message, headers={"Connection": "close"}))
+            elif self._may_enter(scope):
                 await self.app(scope, reply.receive, reply.send)
             else:
                 message = "send the header Authorization: Bearer TOKEN"
@@ -75,6 +78,17 @@ class Guard:
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, token = given.partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._expected)
+
+
+def _is_framed_twice(scope: Scope) -> bool:
+    """Whether two readers may disagree on where the request ends (RFC 9112, 6.1).
+
+    A proxy before us that goes by the other header would take what we answer as a second request
+    for a part of the first, or the other way round.
+    """
+    names = {name for name, _ in scope["headers"]}
+    old = scope["http_version"] == "1.0"  # knows no Transfer-Encoding
+    return b"transfer-encoding" in names and (old or b"content-length" in names)
 
 
 class Reply:

@@ -24,6 +24,29 @@ FREE_CHUNKS, SMALLEST_CHUNK = 1000, 64
 average. Each chunk costs the event loop as much, be it of one byte: some seconds for a megabyte."""
 
 
+class Connection(h11.Connection):
+    """One that counts the chunks of a body; line breaks in its data are none."""
+
+    def __init__(self, most_header_bytes: int) -> None:
+        super().__init__(h11.SERVER, most_header_bytes)
+        self._chunks = self._bytes = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Parse on."""
+        event = super().next_event()
+        if isinstance(event, h11.Request | h11.EndOfMessage):
+            self._chunks = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._bytes += len(event.data)
+        return event
+
+    @property
+    def is_in_crumbs(self) -> bool:
+        """Whether the body that comes in is cut smaller than allowed."""
+        return self._chunks > FREE_CHUNKS + self._bytes // SMALLEST_CHUNK
+
+
 class GuardedProtocol(H11Protocol):
     """Uvicorn's connection, and a watch over it.
 
@@ -44,9 +67,8 @@ class GuardedProtocol(H11Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self._waits_for: tuple[str, object] | None = None
         self._since = 0.0
-        self._counted: object = None
-        self._breaks = self._bytes = 0
         self._refused = False
+        self.conn = self.counting = Connection(self.config.h11_max_incomplete_event_size or SLICE)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, if there are not too many."""
@@ -66,20 +88,11 @@ class GuardedProtocol(H11Protocol):
         """Parse what came in, unless it is a body in crumbs or nobody asks for it any more."""
         for start in range(0, len(data), SLICE):
             part = data[start : start + SLICE]
-            if not self._refused and self._is_in_crumbs(part):
+            if not self._refused and self.counting.is_in_crumbs:
                 self.send_400_response("the chunks of the body are too small")
             if self._refused or self.transport.is_closing():
                 return
             super().data_received(part)
-
-    def _is_in_crumbs(self, part: bytes) -> bool:
-        if self._counted is not self.cycle:
-            self._counted, self._breaks, self._bytes = self.cycle, 0, 0
-        if self.cycle is None or all(name != b"transfer-encoding" for name, _ in self.headers):
-            return False
-        self._breaks += part.count(b"\r\n")
-        self._bytes += len(part)
-        return self._breaks // 2 > FREE_CHUNKS + self._bytes // SMALLEST_CHUNK
 
     def _look(self) -> None:
         now, waits_for = self.loop.time(), self._state()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +26,7 @@ from cxr_mlflow.serving.http_refusals import ClientGone, Refused, busy
 from cxr_mlflow.serving.scorer import Probabilities, Scorer
 
 AT_ONCE = 8
-"""Images between two looks at the clock."""
+"""Images that are in the network at a time."""
 _FAULT = re.compile(r"(mask of )?row (\d+): (.*)", re.DOTALL)
 Result = TypeVar("Result")
 
@@ -37,7 +36,7 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.ends = time.monotonic() + seconds
-        self.cancelled = False
+        self.begun = self.cancelled = False
 
     def check(self) -> None:
         """Raise `Refused` if the time is over or nobody waits."""
@@ -47,6 +46,9 @@ class Deadline:
 
 class Workers:
     """Threads that score, and a queue before them that is never longer than allowed.
+
+    Requests wait in the event loop, not in the threads' own queue, which would keep the body of a
+    request that was given up until a thread comes to it. All but the work is done by the loop.
 
     Parameters
     ----------
@@ -59,8 +61,9 @@ class Workers:
     def __init__(self, count: int, max_waiting: int) -> None:
         self.count, self.max_waiting = count, max_waiting
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="scoring")
-        self._lock = threading.Lock()
-        self._inside: dict[Future[Any], Deadline] = {}
+        self._free = asyncio.Semaphore(count)
+        self._inside: dict[asyncio.Task[Any], Deadline] = {}
+        self._tasks: set[Future[Any]] = set()
 
     @property
     def inside(self) -> int:
@@ -72,8 +75,17 @@ class Workers:
         """Whether the next request would be refused."""
         return self.inside >= self.count + self.max_waiting
 
+    @property
+    def working(self) -> bool:
+        """Whether a thread still works, be it for nobody."""
+        return bool(self._tasks)
+
     async def run(
-        self, work: Callable[[Deadline], Result], seconds: float, gone: asyncio.Future[Any]
+        self,
+        work: Callable[[Deadline], Result],
+        seconds: float,
+        gone: asyncio.Future[Any],
+        at_end: Callable[[], None],
     ) -> Result:
         """Have a thread do something.
 
@@ -85,6 +97,8 @@ class Workers:
             Longest time, waiting included.
         gone : future
             Done when the client has left.
+        at_end : callable
+            Called by the event loop once no thread does the work or will do it, whatever happens.
 
         Raises
         ------
@@ -92,35 +106,46 @@ class Workers:
             503 if too many wait already, 504 if it takes too long.
         ClientGone
         """
+        if self.is_full:
+            at_end()
+            raise busy(f"{self.max_waiting} requests are waiting already")
         deadline = Deadline(seconds)
-        with self._lock:
-            if self.is_full:
-                raise busy(f"{self.max_waiting} requests are waiting already")
-            task = self._pool.submit(work, deadline)
-            self._inside[task] = deadline
-        task.add_done_callback(self._leave)
-        answer = asyncio.wrap_future(task)
+        turn = asyncio.ensure_future(self._take_turn(work, deadline))
+        self._inside[turn] = deadline
+        turn.add_done_callback(self._leave)
+        turn.add_done_callback(lambda _: at_end())
         try:
-            await asyncio.wait({answer, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
+            await asyncio.wait({turn, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if turn.done():
+                return turn.result()
         finally:  # also where the server is stopped in between
             deadline.cancelled = True
-            answer.cancel()
+            if not deadline.begun:
+                turn.cancel()
         if gone.done():
             raise ClientGone
         raise Refused(504, f"no answer within {seconds:g} seconds; send fewer or smaller images")
 
-    def _leave(self, task: Future[Any]) -> None:
-        with self._lock:
-            self._inside.pop(task, None)
+    async def _take_turn(self, work: Callable[[Deadline], Result], deadline: Deadline) -> Result:
+        async with self._free:
+            deadline.begun = True
+            task = self._pool.submit(work, deadline)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return await asyncio.wrap_future(task)
+
+    def _leave(self, turn: asyncio.Task[Any]) -> None:
+        del self._inside[turn]
+        if not turn.cancelled():
+            turn.exception()  # where it was given up, nobody else asks for it
 
     def stop(self) -> None:
         """Give up what still runs, at its next look at the clock, and what waits."""
-        with self._lock:
-            for deadline in self._inside.values():
-                deadline.cancelled = True
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for turn, deadline in self._inside.items():
+            deadline.cancelled = True
+            if not deadline.begun:
+                turn.cancel()
+        self._pool.shutdown(wait=False)
 
 
 @dataclass(frozen=True)
@@ -132,8 +157,10 @@ class Answer:
     abstained: int
 
 
-def answer(scorer: Scorer, body: bytes, limits: ServeConfig, deadline: Deadline) -> Answer:
-    """Parse a request, score its images, and write the reply as MLflow's scoring server does.
+def answer(
+    scorer: Scorer, take: Callable[[], bytearray], limits: ServeConfig, deadline: Deadline
+) -> Answer:
+    """Take a request's body, score its images, and reply as MLflow's scoring server does.
 
     Raises
     ------
@@ -141,8 +168,7 @@ def answer(scorer: Scorer, body: bytes, limits: ServeConfig, deadline: Deadline)
         If the images cannot be scored: 4xx, naming row and field; or 504.
     """
     deadline.check()
-    payload = parse(body, limits, with_masks=needs_mask(scorer.config.mask_mode))
-    del body
+    payload = parse(take(), limits, with_masks=needs_mask(scorer.config.mask_mode))
     try:
         table = tabulate(score(scorer, payload, deadline), scorer.config)
     except InputError as error:
@@ -166,7 +192,8 @@ def score(scorer: Scorer, payload: Payload, deadline: Deadline) -> Probabilities
         names = [f"row {row}" for row in range(count)[part]]
         if isinstance(payload, Films):
             masks = None if payload.masks is None else payload.masks[part]
-            found.append(scorer.score_bytes(payload.images[part], masks, names=names))
+            images, check = payload.images[part], deadline.check
+            found.append(scorer.score_bytes(images, masks, names=names, before_each=check))
         elif payload.ndim == 4:
             found.append(scorer.score_arrays(payload[part, 0], payload[part, 1], names=names))
         else:

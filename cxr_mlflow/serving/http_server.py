@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from cxr_mlflow.errors import InputError
 from cxr_mlflow.serving.http_app import create_app
 from cxr_mlflow.serving.http_model import open_model
 from cxr_mlflow.serving.http_protocol import GuardedProtocol
+from cxr_mlflow.serving.http_scoring import Workers
 from cxr_mlflow.serving.scorer import Scorer
 
 TOKEN_VARIABLE = "CXR_SERVE_TOKEN"
@@ -58,6 +60,11 @@ def serve(config: ServeConfig, tell: Callable[[str], None]) -> None:
         server = Server(scorer, about, config, token, lambda: tell(f"{ready} (Ctrl+C stops)"))
         with _no_second_signal():
             server.run(sockets=[listening])
+    if server.pool.working:  # its time is over, and a decoder cannot be told: Python would wait
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class Server(uvicorn.Server):
@@ -82,13 +89,13 @@ class Server(uvicorn.Server):
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.on_ready = on_ready
-        workers = config.workers or usable_cores()
+        self.pool = Workers(config.workers or usable_cores(), config.max_waiting)
         protocol = partial(
             GuardedProtocol, seconds=config.header_timeout, max_connections=config.max_connections
         )
         super().__init__(
             uvicorn.Config(
-                create_app(scorer, config, about, token=token, workers=workers),
+                create_app(scorer, config, about, token=token, pool=self.pool),
                 http=protocol,  # type: ignore[arg-type]
                 ws="none",
                 loop="asyncio",

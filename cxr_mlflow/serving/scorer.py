@@ -91,6 +91,7 @@ class Scorer:
         masks: Sequence[bytes | None] | None = None,
         *,
         names: Sequence[str] | None = None,
+        before_each: Callable[[], None] = lambda: None,
     ) -> Probabilities:
         """Score PNG or JPEG files.
 
@@ -102,6 +103,8 @@ class Scorer:
             Lung masks, PNG or JPEG. A model trained without masks does not look at them.
         names : sequence of N str, optional
             What messages call the images; "image 0", "image 1", ... by default.
+        before_each : callable
+            Called before an image is decoded; what it raises ends the scoring.
 
         Returns
         -------
@@ -116,6 +119,7 @@ class Scorer:
         called = self._names(len(images), masks, names)
 
         def prepare(row: int) -> Pixels:
+            before_each()
             image = decode_grey(images[row], name=called[row])
             given = self._mask_or_none(called[row], None if masks is None else masks[row])
             mask = None if given is None else decode_mask(given, name=f"mask of {called[row]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from PIL import Image
 from cxr_mlflow.data.preprocess import (
     MASK_THRESHOLD,
     MAX_PIXELS,
+    MAX_SCANS,
     BadImage,
     apply_mask,
     decode_grey,
@@ -27,8 +29,10 @@ from cxr_mlflow.data.preprocess import (
     fit_to_size,
     lung_box,
     resize,
+    size_of,
 )
 from cxr_mlflow.errors import InputError
+from tools.costly_images import many_pieces, many_scans
 
 GREY = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
 
@@ -132,6 +136,37 @@ def test_cmyk_jpeg_is_refused():
 def test_a_decompression_bomb_is_refused_from_its_header(side):
     assert side * side > MAX_PIXELS
     assert problem_of(png_by_hand(side, side, 8, 0, b"")) == "too_large"
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_ordinary_progressive_files_are_decoded(progressive):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8))
+    content = encoded(image, "JPEG", progressive=progressive)
+    assert decode_grey(content).shape == (90, 80)
+    assert decode_grey(many_scans(MAX_SCANS)).shape == (16, 16)
+    assert size_of(content) == (80, 90)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_the_first():
+    content = many_scans(1500, side=4000)
+    assert len(content) < 1e6
+    for look in (decode_grey, size_of):
+        begun = time.process_time()
+        with pytest.raises(BadImage, match="1,500 scans, and at most 64 are") as caught:
+            look(content)
+        assert caught.value.problem == "too_many_parts"
+        assert time.process_time() - begun < 0.5  # decoded, it takes some 30 s
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_file_in_very_many_pieces_is_refused_soon(kind):
+    assert decode_grey(many_pieces(20_000, kind)).shape == (16, 16)
+    for look in (decode_grey, size_of):
+        begun = time.process_time()
+        with pytest.raises(BadImage, match="more pieces than the 100,000") as caught:
+            look(many_pieces(1_000_000, kind))
+        assert caught.value.problem == "too_many_parts"
+        assert time.process_time() - begun < 1.5  # read to its end, it takes some 5 s
 
 
 def test_missing_file_folder_and_closed_file_are_unreadable(tmp_path):

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cxr_mlflow.cli import main
+from tools.costly_images import many_scans
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -160,6 +161,10 @@ def bomb(path: Path) -> None:
     assert path.stat().st_size < 1e6
 
 
+def scans(path: Path) -> None:
+    path.write_bytes(many_scans(200, side=60))
+
+
 def flat(path: Path) -> None:
     Image.new("L", (60, 60), 9).save(path)
 
@@ -171,6 +176,7 @@ BAD_IMAGES = {
     text: ("not_an_image", "PNG or JPEG is wanted"),
     deep: ("wrong_bit_depth", "16 bits per channel; convert it"),
     cmyk: ("wrong_colours", "CMYK is not 8-bit grey or RGB; convert it"),
+    scans: ("too_many_parts", "a JPEG of 200 scans, and at most 64 are decoded; save it anew"),
     bomb: ("too_large", "20000x20000 is more pixels than the 64,000,000"),
 }
 

@@ -29,7 +29,7 @@ from PIL import Image
 from cxr_mlflow.cli import main
 from cxr_mlflow.command_config import ServeConfig
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.serving import http_app, http_payload, package
+from cxr_mlflow.serving import http_app, http_json, package
 from cxr_mlflow.serving.frames import predict_table
 from cxr_mlflow.serving.http_server import Server, check_address, read_token
 from cxr_mlflow.serving.scorer import Scorer
@@ -354,8 +354,8 @@ def test_a_real_bomb_of_20000_by_20000_pixels_does_not_grow_the_server(masked):
 
 
 def test_too_many_images_or_values(model, monkeypatch):
-    monkeypatch.setattr(http_payload, "MAX_VALUES", 50)
-    monkeypatch.setattr(http_payload, "MAX_CONTAINERS", 40)
+    monkeypatch.setattr(http_json, "MAX_VALUES", 50)
+    monkeypatch.setattr(http_json, "MAX_CONTAINERS", 40)
     with served_thread(model, max_images=4) as port:
         assert ask(port, split({"image": FILMS[:4]}))[0] == 200
         assert "at most 4" in refused(port, split({"image": FILMS}), 413)["error"]

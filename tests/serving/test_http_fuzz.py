@@ -35,7 +35,7 @@ def test_any_body_is_answered_or_refused(brightness_model):
     @hypothesis.given(bodies(), st.sampled_from(scorers))
     def send(body: bytes, scorer: Scorer) -> None:
         try:
-            found = answer(scorer, body, ServeConfig(), Deadline(60))
+            found = answer(scorer, lambda: bytearray(body), ServeConfig(), Deadline(60))
         except Refused as error:
             refused.append(error)
         else:
