@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
     {"models", "strategies"},
     {"training.loop", "training.callbacks", "training.checkpoint", "training.fitting"},
     {
+        *("evaluation.cells",),
         *("evaluation.metrics", "evaluation.intervals", "evaluation.figure", "evaluation.plots"),
         *("evaluation.sheets", "evaluation.training_plots", "evaluation.note"),
         *(
