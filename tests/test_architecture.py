@@ -47,6 +47,7 @@ LAYERS: list[set[str]] = [
         *("evaluation.subgroups", "evaluation.markdown"),
         *("evaluation.model_card", "evaluation.model_card_facts", "evaluation.model_card_gather"),
         *("evaluation.model_card_scores", "evaluation.model_card_words"),
+        *("evaluation.model_card_calibration",),
         *("evaluation.comparison_verdicts", "evaluation.comparison_words"),
         *("evaluation.comparison_plots", "evaluation.comparison_report"),
     },
