@@ -496,6 +496,24 @@ def test_unknown_sources_are_no_subgroups():
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium on this machine")
+def test_no_table_has_to_be_scrolled_on_a_screen_of_1200_pixels(tmp_path):
+    ends = {"": 0.111, "_low": 0.1, "_high": 0.2}
+    names = ("uncorrected/ece", "raw/ece", "ece", "ece_floor", "uncorrected/brier", "raw/brier")
+    told = {f"{name}{end}{tail}": value for name in (*names, "brier", "set_coverage", "set_size",
+                                                     "selective_coverage", "selective_risk")
+            for tail in ("", "/lung_opacity") for end, value in ends.items()}  # fmt: skip
+    facts = with_external(made_facts(more_calibration=told)[0], external())
+    (tmp_path / "card.html").write_text(card_page(facts, {}), encoding="utf-8")
+    with open_browser(find_browser()) as browser:
+        page = browser.new_context(viewport={"width": 1200, "height": 800}).new_page()
+        page.goto((tmp_path / "card.html").as_uri())
+        wide = page.evaluate(
+            "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+            ".map(e => e.innerText.slice(0, 80))"
+        )
+    assert wide == []
+
+
 def test_page_shows_in_a_browser_without_fetching_or_overflowing(facts, png, tmp_path):
     (tmp_path / "card.html").write_text(card_page(facts, {"roc": png}), encoding="utf-8")
     asked: list[str] = []
