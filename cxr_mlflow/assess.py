@@ -18,13 +18,17 @@ from cxr_mlflow.data.preprocess import needs_mask
 from cxr_mlflow.data.storage import with_bar
 from cxr_mlflow.describe import CODE_DIR, where_lines
 from cxr_mlflow.environment import git_commit, package_versions
+from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.assessment import Assessment, assess
+from cxr_mlflow.evaluation.intervals import Interval
+from cxr_mlflow.evaluation.model_card import External
 from cxr_mlflow.evaluation.note import write_scores
 from cxr_mlflow.evaluation.present import over_present, present_classes, present_scores
 from cxr_mlflow.evaluation.report import metrics_json
 from cxr_mlflow.external import Films, bad_files, gather
 from cxr_mlflow.external_words import (
     checked_tag,
+    external_test,
     facts_of,
     score_lines,
     what_readers_must_know,
@@ -32,7 +36,9 @@ from cxr_mlflow.external_words import (
 from cxr_mlflow.names import slug
 from cxr_mlflow.promises import check_promises
 from cxr_mlflow.serving.predictor import Predictor, open_predictor
-from cxr_mlflow.tracking.origin import is_run_id, model_of_run, origin_of
+from cxr_mlflow.tracking.cards import add_external
+from cxr_mlflow.tracking.origin import Origin, is_run_id, model_of_run, origin_of
+from cxr_mlflow.tracking.parents import get_run
 from cxr_mlflow.tracking.record import record_assessment, record_end, record_start
 from cxr_mlflow.tracking.run import Tracker, open_run, use_tracking_uri
 
@@ -128,14 +134,31 @@ def evaluate_model(asked: EvaluateConfig, data: DataConfig, tracking: TrackingCo
             tags={},
             metrics={},
         )
+    on_card = tell_origin(
+        origin,
+        external_test(films, present, predictor.classes, *shown, run.run_id),
+    )
     lines = (
         *score_lines(*shown, present, predictor.classes, len(table)),
         *(f"{what}: {told}" for what, told in checked.lines.items()),
         *(f"training images: {told}" for told in [films.checked] if told),
+        *on_card,
         *(f"! {warning}" for warning in warnings),
         *where_lines(name, run, tracking_uri),
     )
     return Evaluation(run.run_id, result, lines)
+
+
+def tell_origin(origin: Origin | None, found: External) -> list[str]:
+    """Write an external evaluation into the card of the model; say where that was done."""
+    if origin is None:
+        return []
+    try:
+        tracker = Tracker(origin.run_id, get_run(origin.run_id).info.experiment_id)
+        told = add_external(tracker, found)
+    except InputError as error:  # a card that another version wrote; the evaluation is done
+        return [f"! not told in the model card of run {origin.run_id}: {error}"]
+    return [f"model card: told under External testing of run {origin.run_id}"] if told else []
 
 
 def start_record(
@@ -205,19 +228,16 @@ def judge(
         samples=samples,
         groups=films.groups,
     )
-    areas = present_scores(
-        result.y_true, result.probabilities, classes, groups=films.groups, samples=samples
-    )
+    averages: dict[str, Interval] = {}
     if not np.bincount(result.y_true, minlength=len(classes)).all():
-        values = {key: area.value for key, area in areas.items()}
-    else:  # all classes are there: the averages have their own names
-        areas = {key: area for key, area in areas.items() if key.startswith("roc_auc/")}
-        values = {}
+        averages = present_scores(
+            result.y_true, result.probabilities, classes, groups=films.groups, samples=samples
+        )
     said = [column for column in ("abstain", "prediction_set") if column in predicted]
     return replace(
         result,
-        metrics=result.metrics | values,
-        intervals=result.intervals | areas,
+        metrics=result.metrics | {key: score.value for key, score in averages.items()},
+        intervals=result.intervals | averages,
         predictions=result.predictions.assign(**{name: predicted[name] for name in said}),
     )
 

@@ -21,8 +21,15 @@ from cxr_mlflow.evaluation.calibration_plots import (
 )
 from cxr_mlflow.evaluation.conformal import conformal_thresholds, prediction_sets, set_scores
 from cxr_mlflow.evaluation.intervals import Interval
+from cxr_mlflow.evaluation.metrics import class_slugs
 from cxr_mlflow.evaluation.selective import Threshold, choose_threshold, selective_scores
-from cxr_mlflow.serving.scorer_config import SET_SEPARATOR, Abstaining, PredictionSets
+from cxr_mlflow.serving.scorer_config import (
+    APPROXIMATE,
+    SET_SEPARATOR,
+    Abstaining,
+    PredictionSets,
+    Prior,
+)
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -36,10 +43,17 @@ class Calibration:
     threshold: Threshold
     set_thresholds: Array  # (C,)
     coverage: float
+    prior: Prior | None = None  # what training did about the class frequencies, where it is known
 
     def probabilities(self, logits: Array) -> Array:
         """Calibrated probabilities (N, C) of logits (N, C)."""
         return softmax(logits / self.temperature)
+
+    def uncorrected(self, logits: Array) -> Array | None:
+        """Probabilities (N, C) without the prior correction; None where nothing was corrected."""
+        if self.prior is None or not any(self.prior.shift):
+            return None
+        return softmax(logits - np.array(self.prior.shift))
 
     @property
     def abstaining(self) -> Abstaining:
@@ -75,7 +89,11 @@ class CalibrationCheck:
 
 
 def calibrate(
-    logits: Array, labels: Labels, groups: Labels, config: CalibrationConfig
+    logits: Array,
+    labels: Labels,
+    groups: Labels,
+    config: CalibrationConfig,
+    prior: Prior | None = None,
 ) -> Calibration:
     """Fit temperature, threshold and prediction sets.
 
@@ -88,6 +106,8 @@ def calibrate(
     labels, groups : integer arrays of shape (N,)
     config : CalibrationConfig
         The stated risk and coverage.
+    prior : Prior, optional
+        What training did about the class frequencies; it is in the logits already.
     """
     temperature = fit_temperature(logits, labels) if config.temperature_scaling else 1.0
     probabilities = softmax(logits / temperature)
@@ -100,7 +120,7 @@ def calibrate(
     limits = conformal_thresholds(
         labels, probabilities, coverage=config.coverage, per_class=True, groups=groups
     )
-    return Calibration(temperature, threshold, limits, config.coverage)
+    return Calibration(temperature, threshold, limits, config.coverage, prior)
 
 
 def check(
@@ -113,7 +133,7 @@ def check(
     samples: int,
     subtitle: str,
 ) -> CalibrationCheck:
-    """Hold a calibration against test images: raw and calibrated, with intervals.
+    """Hold a calibration against test images: uncorrected, raw and calibrated, with intervals.
 
     Parameters
     ----------
@@ -130,20 +150,26 @@ def check(
     Returns
     -------
     CalibrationCheck
-        Metrics "ece", "brier", ... of the calibrated and "raw/ece", ... of the raw probabilities.
+        Metrics "ece", "brier", ... of the calibrated and "raw/ece", ... of the raw probabilities;
+        where the class prior was corrected also "uncorrected/ece", ..., of those without it.
     """
     raw, calibrated = softmax(logits), fitted.probabilities(logits)
+    uncorrected = fitted.uncorrected(logits)
     sets = prediction_sets(calibrated, fitted.set_thresholds)
     how = {"groups": groups, "samples": samples}
-    before = calibration_scores(labels, raw, classes, **how)  # type: ignore[arg-type]
-    after = calibration_scores(labels, calibrated, classes, **how)  # type: ignore[arg-type]
+    told = {"uncorrected/": uncorrected, "raw/": raw, "": calibrated}
+    scores = {
+        head: calibration_scores(labels, probabilities, classes, **how)  # type: ignore[arg-type]
+        for head, probabilities in told.items()
+        if probabilities is not None
+    }
     chosen = selective_scores(
         labels, calibrated, classes, fitted.threshold.threshold, groups=groups, samples=samples
     )
     held = set_scores(labels, sets, classes, groups=groups, samples=samples)
     metrics = {"temperature": fitted.temperature, "threshold": fitted.threshold.threshold}
-    for head, scores in (("raw/", before), ("", after), ("", chosen), ("", held)):
-        metrics |= _flat(head, scores)
+    for head, found in (*scores.items(), ("", chosen), ("", held)):
+        metrics |= _flat(head, found)
     del metrics["loss"]  # `metrics.evaluate` has told it
     figures = {
         "reliability": plot_reliability(
@@ -156,38 +182,57 @@ def check(
             labels, sets, held, classes, coverage=fitted.coverage, subtitle=subtitle
         ),
     }
-    return CalibrationCheck(metrics, figures, _lines(fitted, before, after, chosen, held))
-
-
-def _lines(
-    fitted: Calibration,
-    before: dict[str, Interval],
-    after: dict[str, Interval],
-    chosen: dict[str, Interval],
-    held: dict[str, Interval],
-) -> dict[str, str]:
-    """Say what was found, for the note: what -> words."""
-    told = fitted.threshold
     lines = {
-        "calibration": f"temperature {fitted.temperature:.2f}; calibration error "
-        f"{_words(after['ece'])}, raw {_words(before['ece'])}; Brier {_words(after['brier'])}, raw "
-        f"{_words(before['brier'])}"
+        "calibration": _calibration_line(fitted, scores),
+        "abstaining": _abstaining_line(fitted.threshold, chosen, classes),
+        "prediction sets": _sets_line(fitted.coverage, held, classes),
     }
-    if told.attainable:
-        lines["abstaining"] = (
-            f"below confidence {told.threshold:.2f}, for a risk of {told.risk:.0%}: answers "
-            f"{_words(chosen['selective_coverage'])} of the test images, with errors "
-            f"{_words(chosen['selective_risk'])}"
-        )
-    else:
-        lines["abstaining"] = (
-            f"always: no threshold keeps a risk of {told.risk:.0%} on these validation images"
-        )
-    lines["prediction sets"] = (
-        f"stated coverage {fitted.coverage:.0%} of each class; on the test images "
-        f"{_words(held['set_coverage'])}, {held['set_size'].value:.2f} classes in a set"
+    return CalibrationCheck(metrics, figures, lines)
+
+
+def _calibration_line(fitted: Calibration, scores: dict[str, dict[str, Interval]]) -> str:
+    """Say for the note how far probabilities can be taken at their word."""
+    kinds = {"": "", "raw/": "raw ", "uncorrected/": "without the prior correction "}
+    told = [
+        ", ".join(f"{kind}{_words(scores[head][key])}" for head, kind in kinds.items()
+                  if head in scores)
+        for key in ("ece", "brier")
+    ]  # fmt: skip
+    return f"temperature {fitted.temperature:.2f}; calibration error {told[0]}; Brier {told[1]}"
+
+
+def _abstaining_line(told: Threshold, chosen: dict[str, Interval], classes: Sequence[str]) -> str:
+    """Say for the note what the threshold keeps, and in which class it keeps least."""
+    if not told.attainable:
+        return f"always: no threshold keeps a risk of {told.risk:.0%} on these validation images"
+    risks = {name: chosen[f"selective_risk/{key}"] for name, key in _keys(classes)}
+    worst = max(risks, key=lambda name: np.nan_to_num(risks[name].value, nan=-1.0))
+    line = (
+        f"below confidence {told.threshold:.2f}, for a risk of {told.risk:.0%} over all classes "
+        f"({APPROXIMATE}); near-duplicates counted once, it answers "
+        f"{_words(chosen['selective_coverage'])} of the test films, with errors "
+        f"{_words(chosen['selective_risk'])}"
     )
-    return lines
+    if risks[worst].value > told.risk:
+        line += f"; most errors in {worst}: {_words(risks[worst])} of its answers"
+    return line
+
+
+def _sets_line(coverage: float, held: dict[str, Interval], classes: Sequence[str]) -> str:
+    """Say for the note what the sets hold, and of which class they hold least."""
+    shares = {name: held[f"set_coverage/{key}"] for name, key in _keys(classes)}
+    worst = min(shares, key=lambda name: np.nan_to_num(shares[name].value, nan=2.0))
+    line = (
+        f"stated coverage {coverage:.0%} of each class ({APPROXIMATE}); near-duplicates counted "
+        f"once, on the test films {_words(held['set_coverage'])}, "
+    )
+    if shares[worst].value < coverage:
+        line += f"furthest below it {worst} {_words(shares[worst])}, "
+    return f"{line}{held['set_size'].value:.2f} classes in a set"
+
+
+def _keys(classes: Sequence[str]) -> list[tuple[str, str]]:
+    return list(zip(classes, class_slugs(classes), strict=True))
 
 
 def _flat(head: str, scores: dict[str, Interval]) -> dict[str, float]:

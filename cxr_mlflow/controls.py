@@ -9,6 +9,7 @@ from cxr_mlflow.data.audit import Audit, audit_data
 from cxr_mlflow.data.audit_sources import source_floor
 from cxr_mlflow.data.prepare import Study, cache_folder
 from cxr_mlflow.evaluation.assessment import Assessment
+from cxr_mlflow.evaluation.intervals import label_intervals
 from cxr_mlflow.evaluation.sources import (
     UNKNOWN,
     never_within,
@@ -60,9 +61,21 @@ def source_controls(study: Study, result: Assessment, *, samples: int) -> Contro
         floor = source_floor(
             sources[train].tolist(), study.labels[train], classes, tested=(tested, result.y_true)
         )
-        lines["source floor"] = f"macro F1 {floor.f1_macro:.3f} knowing only the source of a file"
+        ends = label_intervals(
+            result.y_true,
+            floor.predict(tested, classes),
+            classes,
+            groups=study.duplicates.groups[test],
+            samples=samples,
+        )["f1_macro"]
+        lines["source floor"] = (
+            f"macro F1 {floor.f1_macro:.3f} ({ends.low:.3f}–{ends.high:.3f}) knowing only the "
+            "source of a file"
+        )
         metrics = {
             "source_floor/f1_macro": floor.f1_macro,
+            "source_floor/f1_macro_low": ends.low,
+            "source_floor/f1_macro_high": ends.high,
             "source_floor/majority_f1_macro": floor.majority_f1_macro,
             **{f"source_floor/f1/{slug(name)}": value for name, value in floor.f1.items()},
         }

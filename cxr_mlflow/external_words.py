@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from cxr_mlflow.describe import SYNTHETIC, left_out
 from cxr_mlflow.evaluation.control_facts import NONE_FOUND
 from cxr_mlflow.evaluation.intervals import Interval
+from cxr_mlflow.evaluation.model_card import External
+from cxr_mlflow.evaluation.model_card_gather import score_of
 from cxr_mlflow.evaluation.note import NOT_CONTROLLED
 from cxr_mlflow.external import Films, bad_files
 from cxr_mlflow.names import slug
@@ -74,6 +76,29 @@ def facts_of(
             f"{name} {number:,}" for name, number in aside.items()
         )
     return facts
+
+
+def external_test(
+    films: Films,
+    present: Sequence[str],
+    classes: Sequence[str],
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, Interval],
+    run_id: str,
+) -> External:
+    """Gather for the model card what a model scored; metrics and intervals as for `score_lines`."""
+    catalog = films.catalog
+    scores = {key: score_of(metrics, intervals, key) for key in ("f1_macro", "roc_auc_macro")}
+    return External(
+        data=f"{catalog.name} (synthetic)" if catalog.is_demo else catalog.name,
+        digest=catalog.digest,
+        classes=", ".join(f"{name} as {to}" for name, to in films.class_map.items() if to),
+        images=len(films.table),
+        copies=None if films.copies is None else len(films.copies.rows),
+        present=len(present),
+        run_id=run_id,
+        **scores,
+    )
 
 
 def score_lines(

@@ -33,6 +33,7 @@ from cxr_mlflow.evaluation.report import RunSummary, metrics_json, write_note
 from cxr_mlflow.explain import explain_trained, probe_sources
 from cxr_mlflow.handover import PENDING, handlers, tell_note
 from cxr_mlflow.models import load_model
+from cxr_mlflow.serving.scorer_config import Prior
 from cxr_mlflow.telling import EpochRecorder, draw_sheets, start_record, tell_network, tell_version
 from cxr_mlflow.tracking.cards import tell_card
 from cxr_mlflow.tracking.journal import Journal
@@ -156,7 +157,8 @@ def conduct(
         split: score_split(trained, study, split, mask_mode=mask_mode, device=device)[0]
         for split in ("val", "test")
     }
-    fitted, checked, result = judge(plan, logits["val"], logits["test"])
+    prior = Prior(shares=tuple(trained.shares.tolist()), shift=tuple(trained.prior_shift.tolist()))
+    fitted, checked, result = judge(plan, logits["val"], logits["test"], prior)
     tell_network(run, plan, trained, fitted, result)  # the gate's process runs beside what follows
     run.log_metrics({f"test/{name}": value for name, value in checked.metrics.items()})
     record_assessment(run, result)
@@ -211,14 +213,19 @@ def conduct(
 
 
 def judge(
-    plan: Plan, val_logits: NDArray[np.float64], test_logits: NDArray[np.float64]
+    plan: Plan,
+    val_logits: NDArray[np.float64],
+    test_logits: NDArray[np.float64],
+    prior: Prior,
 ) -> tuple[Calibration, CalibrationCheck, Assessment]:
     """Calibrate on the validation images, then score the test images with it."""
     study, config = plan.study, plan.config
     classes, samples = study.catalog.classes, config.tracking.bootstrap_samples
     rows = {split: study.split.rows(split) for split in ("val", "test")}
     groups = {split: study.duplicates.groups[rows[split]] for split in rows}
-    fitted = calibrate(val_logits, study.labels[rows["val"]], groups["val"], config.calibration)
+    fitted = calibrate(
+        val_logits, study.labels[rows["val"]], groups["val"], config.calibration, prior
+    )
     told = plan.caption(f"test, n = {len(rows['test']):,}")
     result = assess(
         study.catalog.table.iloc[rows["test"]].reset_index(drop=True),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cxr_mlflow.calibrate import Calibration, CalibrationCheck, check
 from cxr_mlflow.evaluation.selective import Threshold
 from cxr_mlflow.serving.predictor import Predictor
+from cxr_mlflow.serving.scorer_config import Prior
 
 NOTHING_PROMISED = "not measured: the model was made before models carried thresholds"
 
@@ -35,6 +36,7 @@ def calibration_of(predictor: Predictor) -> Calibration | None:
         ),
         set_thresholds=np.array(told["prediction_sets"]["thresholds"], np.float64),
         coverage=float(told["prediction_sets"]["coverage"]),
+        prior=Prior(**{k: tuple(v) for k, v in told["prior"].items()}) if "prior" in told else None,
     )
 
 

@@ -27,7 +27,7 @@ from cxr_mlflow.evaluation.plots import (
 )
 from cxr_mlflow.evaluation.report import RunSummary, worst_errors, write_note
 from cxr_mlflow.handover import tell_gate, tell_model, tell_registration
-from cxr_mlflow.names import SPLITS
+from cxr_mlflow.names import SPLITS, slug
 from cxr_mlflow.registration import gate_files
 from cxr_mlflow.serving.package import write_folder
 from cxr_mlflow.tracking.journaled import JournaledRun
@@ -96,6 +96,9 @@ def draw_sheets(run: Log, plan: Plan, trained: Trained, result: Assessment) -> N
     caption = plan.caption()
     run.log_csv(trained.history, "training/history.csv")
     run.log_csv(trained.draws, "training/draws.csv")
+    for key, values in (("train_share", trained.shares), ("prior_shift", trained.prior_shift)):
+        named = zip(study.catalog.classes, values.tolist(), strict=True)
+        run.log_metrics({f"{key}/{slug(name)}": value for name, value in named})
     curves = plot_history(trained.history, best_epoch=trained.best_epoch, subtitle=caption)
     run.log_figure(curves, "training/curves.png")
     run.log_comparable(curves, "training_curves")
@@ -138,6 +141,7 @@ def tell_network(
             temperature=fitted.temperature,
             abstaining=fitted.abstaining,
             prediction_sets=fitted.sets,
+            prior=fitted.prior,
         )
         tell_model(run, folder / "model", about)
     if plan.config.tracking.register:

@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
     {"models", "strategies"},
     {"training.loop", "training.callbacks", "training.checkpoint", "training.fitting"},
     {
+        *("evaluation.cells",),
         *("evaluation.metrics", "evaluation.intervals", "evaluation.figure", "evaluation.plots"),
         *("evaluation.sheets", "evaluation.training_plots", "evaluation.note"),
         *(
@@ -47,6 +48,7 @@ LAYERS: list[set[str]] = [
         *("evaluation.control_facts", "evaluation.control_words", "evaluation.note_controls"),
         *("evaluation.model_card", "evaluation.model_card_facts", "evaluation.model_card_gather"),
         *("evaluation.model_card_scores", "evaluation.model_card_words"),
+        *("evaluation.model_card_calibration",),
         *("evaluation.comparison_verdicts", "evaluation.comparison_words"),
         *("evaluation.comparison_plots", "evaluation.comparison_report"),
     },

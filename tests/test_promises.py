@@ -12,7 +12,7 @@ import pytest
 from cxr_mlflow.evaluation.calibration import calibration_scores
 from cxr_mlflow.promises import NOTHING_PROMISED, calibration_of, check_promises
 from cxr_mlflow.serving.predictor import Predictor, open_predictor
-from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, ScorerConfig
+from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, Prior, ScorerConfig
 
 CLASSES = ("A", "B", "C")
 ABSTAINING = Abstaining(threshold=0.99, risk=0.05, delta=0.1)
@@ -76,3 +76,41 @@ def test_a_model_without_promises_says_so(unsure, brightness_model):
     assert not checked.metrics
     folder = brightness_model(temperature=3.0)
     assert open_predictor(str(folder)).promises["calibration"] == {"temperature": 3.0}
+
+
+def test_the_class_that_a_promise_fails_most_is_named():
+    labels = np.repeat([0, 1, 2], 40)
+    probabilities = 0.9 * np.eye(3)[labels] + 0.1 / 3
+    probabilities[80:95] = [0.96, 0.02, 0.02]  # of C, called A, sure of it
+    model = predictor(
+        abstaining=Abstaining(threshold=0.5, risk=0.05, delta=0.1), prediction_sets=SETS
+    )
+    options = {"groups": np.arange(120), "samples": 100, "subtitle": ""}
+    lines = check_promises(model, probabilities, labels, **options).lines
+    assert "with errors 0.125" in lines["abstaining"]
+    assert "for a risk of 5% over all classes (approximate: " in lines["abstaining"]
+    assert "; most errors in C: 0.375 (" in lines["abstaining"]
+    assert "on the test films 0.875" in lines["prediction sets"]
+    assert "furthest below it C 0.625 (" in lines["prediction sets"]
+    kept = check_promises(model, 0.9 * np.eye(3)[labels] + 0.1 / 3, labels, **options).lines
+    assert "most errors" not in kept["abstaining"]
+    assert "furthest below" not in kept["prediction sets"]
+
+
+@pytest.mark.parametrize("shift", [(0.7, -0.4, 0.0), (0.0, 0.0, 0.0), None])
+def test_a_prior_correction_is_shown_with_and_without(unsure, shift):
+    probabilities, labels, groups = unsure
+    prior = shift and Prior(shares=(0.5, 0.2, 0.3), shift=shift)
+    model = predictor(temperature=1.7, abstaining=ABSTAINING, prediction_sets=SETS, prior=prior)
+    checked = check_promises(model, probabilities, labels, groups=groups, samples=50, subtitle="")
+    if not shift or not any(shift):
+        assert not [key for key in checked.metrics if key.startswith("uncorrected")]
+        assert "prior" not in checked.lines["calibration"]
+        return
+    plain = probabilities**1.7 / np.exp(shift)
+    plain /= plain.sum(axis=1, keepdims=True)
+    expected = calibration_scores(labels, plain, CLASSES, groups=groups, samples=50)
+    for name in ("ece", "brier", "loss", "brier/a"):
+        assert checked.metrics[f"uncorrected/{name}"] == pytest.approx(expected[name].value)
+    told = f"without the prior correction {expected['ece'].value:.3f} ("
+    assert told in checked.lines["calibration"]

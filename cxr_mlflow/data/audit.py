@@ -27,7 +27,7 @@ from cxr_mlflow.data.splits import Split
 from cxr_mlflow.data.storage import write_whole
 from cxr_mlflow.names import slug
 
-AUDIT_VERSION = 2
+AUDIT_VERSION = 3
 """Raise it whenever the audit of the same data would come out otherwise."""
 
 

@@ -120,6 +120,11 @@ class Shortcut:
     strength: str
     verdict: str
 
+    @property
+    def no_width(self) -> bool:
+        """Whether all resamples agree, so that an interval has no width; it is not certainty."""
+        return any(each.low == each.high for each in (self.balanced_accuracy, self.f1_macro))
+
     @classmethod
     def from_dict(cls, told: dict[str, Any]) -> Shortcut:
         """Undo `dataclasses.asdict`."""

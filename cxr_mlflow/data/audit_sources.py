@@ -30,12 +30,21 @@ class SourceFloor:
         Of the plain rule that takes a source for its most frequent class.
     rule : dict of str to str
         Source -> the class it is taken for.
+    otherwise : str
+        Class that a source is taken for which the rule does not know.
     """
 
     f1_macro: float
     f1: dict[str, float]
     majority_f1_macro: float
     rule: dict[str, str]
+    otherwise: str
+
+    def predict(self, sources: Sequence[str], classes: Sequence[str]) -> Labels:
+        """Class indices int64 (N,) that the best rule gives to sources."""
+        place = {name: label for label, name in enumerate(classes)}
+        taken_for = [self.rule.get(source, self.otherwise) for source in sources]
+        return np.array([place[name] for name in taken_for], np.int64)
 
 
 def source_floor(
@@ -81,6 +90,7 @@ def source_floor(
         dict(zip(classes, f1.tolist(), strict=True)),
         float(score(plain).mean()),
         {name: classes[label] for name, label in zip(names.tolist(), best.tolist(), strict=True)},
+        classes[other],
     )
 
 

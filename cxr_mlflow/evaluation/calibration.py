@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
+from cxr_mlflow.evaluation.cells import Array
 from cxr_mlflow.evaluation.intervals import (
     CHUNK,
-    Array,
     Interval,
     check_draw,
     draw_weights,

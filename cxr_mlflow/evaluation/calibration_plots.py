@@ -88,9 +88,9 @@ def plot_reliability(
         _draw_bins(axes, after, p_after, members, color=color, bars=True)
         errors = [expected_calibration_error(*pair) for pair in ((before, p_before),
                                                                 (after, p_after))]  # fmt: skip
-        axes.set_title(wrap_name(name, 26), loc="left", fontsize=TEXT, color=INK)
-        told = f"ECE raw {errors[0]:.3f}\ncalibrated {errors[1]:.3f}"
-        axes.text(0.03, 0.97, told, va="top", fontsize=SMALL, color=INK, transform=axes.transAxes)
+        told = f"ECE raw {errors[0]:.3f}, calibrated {errors[1]:.3f}"  # above: no curve is there
+        axes.text(0, 1.02, told, va="bottom", fontsize=SMALL, color=INK, transform=axes.transAxes)
+        axes.set_title(wrap_name(name, 26), loc="left", fontsize=TEXT, color=INK, pad=19)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         style_axes(axes, "Predicted probability", "Observed frequency")

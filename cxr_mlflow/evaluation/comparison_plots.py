@@ -211,8 +211,10 @@ def _figure(
 
 
 def _note_handles(c: Comparison) -> list[Line2D]:
-    """Footnotes of the rows, broken into lines, as lines of the legend."""
-    told = {remark: f"{mark} {remark}" for remark, mark in words.footnotes(c).items()}
+    """Footnotes of the rows, in short, as lines of the legend."""
+    told = {
+        remark: f"{mark} {words.in_short(remark)}" for remark, mark in words.footnotes(c).items()
+    }
     if ONE_SEED in words.shared_remarks(c):
         told[ONE_SEED] = ONE_SEED
     return [

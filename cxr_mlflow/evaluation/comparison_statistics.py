@@ -12,13 +12,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.evaluation.intervals import (
-    Array,
-    Interval,
-    count_cells,
-    draw_weights,
-    score_cells,
-)
+from cxr_mlflow.evaluation.cells import Array, count_cells, score_cells
+from cxr_mlflow.evaluation.intervals import Interval, draw_weights, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,14 @@ def average(scored: Scored, runs: Sequence[int], seeds: Sequence[str]) -> Mean:
 
 
 def interval_of(mean: Mean, level: float) -> Interval:
-    """Interval of the mean score of a row, clipped to [0, 1]; see `t_interval`."""
+    """Interval of the mean score of a row, within [0, 1].
+
+    With one seed it is about these weights alone, as that in the note of the run, and by the same
+    method: the percentile bootstrap. With several it holds the chance of training; see
+    `t_interval`.
+    """
+    if not mean.freedom:
+        return percentile_interval(mean.value, mean.resampled, level)
     return t_interval(mean.value, mean.resampled, [mean], level, (0.0, 1.0))[0]
 
 

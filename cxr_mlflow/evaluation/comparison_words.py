@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from cxr_mlflow.evaluation.note import NOT_CONTROLLED, NOT_MEASURED
 
 DISCLAIMER = "A research tool. Not for diagnosis."
 _MARKS = "†‡§¶‖"
+SHORT = 64
+"""Most characters of a remark where it is not told whole."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def write_warnings(c: Comparison) -> list[str]:
 
 def write_sections(c: Comparison, missing: Sequence[Missing] = ()) -> list[Section]:
     """Write all that is told below the headline, in the order of reading."""
-    notes = [f"{mark} {remark}" for remark, mark in footnotes(c).items()]
+    notes = [f"{mark} {in_short(remark)}" for remark, mark in footnotes(c).items()]
     sections = [Section("Scores", _score_sheet(c, missing), notes, ("rows",))]
     if missing:
         cells = [(cell.row, cell.seed, cell.state, cell.reason) for cell in missing]
@@ -83,6 +86,11 @@ def footnotes(c: Comparison) -> dict[str, str]:
     """
     own = [remark for row in c.rows for remark in _own_remarks(c, row)]
     return {remark: _mark(number) for number, remark in enumerate(dict.fromkeys(own))}
+
+
+def in_short(remark: str) -> str:
+    """A remark as it stands beside a mark: the warnings tell it whole, and which mark it has."""
+    return textwrap.shorten(remark, SHORT, placeholder=" …")
 
 
 def shared_remarks(c: Comparison) -> tuple[str, ...]:
@@ -200,7 +208,11 @@ def _reading(c: Comparison) -> list[str]:
         "of the row show it.",
     ]
     if any(row.num_seeds == 1 for row in c.rows):
-        told.append("One seed shows nothing of the second kind: such an interval is too narrow.")
+        told.append(
+            "One seed shows nothing of the second kind: such an interval is too narrow. It is the "
+            "percentile interval that the note of the run has; with several seeds, and for "
+            "differences, it is that of Student's t."
+        )
     if c.pairs:
         told += [
             "A difference is measured on the same images, so it can be clear where the intervals "

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.evaluation.intervals import Array, Interval, check_draw, group_members
+from cxr_mlflow.evaluation.cells import Array
+from cxr_mlflow.evaluation.intervals import Interval, check_draw, group_members
 from cxr_mlflow.evaluation.metrics import (
     Floats,
     Labels,
@@ -19,7 +20,7 @@ from cxr_mlflow.evaluation.metrics import (
     check_predictions,
     class_slugs,
 )
-from cxr_mlflow.evaluation.ratios import Flags, Ratios, by_class, ratio_intervals
+from cxr_mlflow.evaluation.ratios import Flags, Ratios, by_class, of_films, ratio_intervals
 
 
 def conformal_thresholds(
@@ -122,9 +123,11 @@ def set_scores(
     Returns
     -------
     dict of str to Interval
-        "set_coverage": share of sets that hold the true class; "set_size": mean number of classes
-        in a set; "set_empty", "set_single": share of sets with none and with one class. All also
-        with "/<slug>" for the images of one true class; nan where a class has no image.
+        "set_coverage": share of films whose sets hold the true class, in the unit that
+        `conformal_thresholds` promises: near-duplicates are one film, and held if all of them are.
+        "set_size": mean number of classes in the set of an image; "set_empty", "set_single": share
+        of images with none and with one class in it. All also with "/<slug>" for the images of one
+        true class; nan where a class has no image.
     """
     slugs = class_slugs(classes)
     sets = np.asarray(sets, bool)
@@ -134,10 +137,16 @@ def set_scores(
     members = group_members(groups, len(y_true))
     check_draw(samples, level)
     held, size = sets[np.arange(len(y_true)), y_true], sets.sum(axis=1)
-    told = {"coverage": held, "size": size, "empty": size == 0, "single": size == 1}
+    told = {"size": size, "empty": size == 0, "single": size == 1}
     ratios: Ratios = {
         f"set_{name}{tail}": (values * kept, kept)
         for tail, kept in by_class(y_true, slugs)
         for name, values in told.items()
     }
-    return ratio_intervals(ratios, members, samples=samples, seed=seed, level=level)
+    films: Ratios = {}
+    for tail, kept in by_class(y_true, slugs):
+        there = of_films(kept, members)
+        films[f"set_coverage{tail}"] = (there & ~of_films(kept & ~held, members), there)
+    how = {"samples": samples, "seed": seed, "level": level}
+    found = ratio_intervals(films, np.arange(int(members.max()) + 1), **how)  # type: ignore[arg-type]
+    return found | ratio_intervals(ratios, members, **how)  # type: ignore[arg-type]

@@ -7,13 +7,20 @@ then one matrix product, and no metric is ever called in a loop over resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.evaluation.cells import (
+    Array,
+    count_cells,
+    f1_cells,
+    ranking_areas,
+    score_cells,
+)
 from cxr_mlflow.evaluation.metrics import (
     Floats,
     Labels,
@@ -21,8 +28,6 @@ from cxr_mlflow.evaluation.metrics import (
     check_predictions,
     class_slugs,
 )
-
-Array = NDArray[np.float64]
 
 CHUNK = 128
 """Resamples worked on at a time: bounds the memory to about 10 MB at 4,000 images."""
@@ -75,9 +80,10 @@ def bootstrap_intervals(
     -------
     dict of str to Interval
         Keys as in `metrics.evaluate`: "accuracy", "balanced_accuracy", "f1_macro", "mcc",
-        "roc_auc_macro", and "f1/", "recall/", "precision/", "specificity/" of each class. `value`
-        is the score itself. A resample without any image of a class does not measure that class
-        (nan) and is left out of the percentiles of the keys it touches.
+        "roc_auc_macro", and "f1/", "recall/", "precision/", "specificity/", "average_precision/",
+        "roc_auc/" of each class. `value` is the score itself. A resample without any image of a
+        class does not measure that class (nan) and is left out of the percentiles of the keys it
+        touches.
 
     Raises
     ------
@@ -99,10 +105,71 @@ def bootstrap_intervals(
     def measure(weights: Array) -> dict[str, Array]:  # float64 (B, G)
         scores = score_cells(weights @ cells, slugs)
         per_image = weights[:, members]
-        aucs = [roc_auc(y_true == c, probabilities[:, c], per_image) for c in range(len(classes))]
-        return scores | {"roc_auc_macro": np.mean(aucs, axis=0)}
+        areas = []
+        for c, key in enumerate(slugs):
+            area, precision = ranking_areas(y_true == c, probabilities[:, c], per_image)
+            scores |= {f"roc_auc/{key}": area, f"average_precision/{key}": precision}
+            areas.append(area)
+        return scores | {"roc_auc_macro": np.mean(areas, axis=0)}
 
-    num_groups = len(cells)
+    return resampled(measure, len(cells), samples, seed, level)
+
+
+def label_intervals(
+    y_true: Labels,
+    y_pred: Labels,
+    classes: Sequence[str],
+    *,
+    groups: Labels | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Percentile bootstrap intervals of what predicted labels score, where there is no probability.
+
+    Parameters
+    ----------
+    y_true, y_pred : integer arrays of shape (N,)
+        True and predicted class indices in [0, C).
+    classes, groups, samples, seed, level
+        As in `bootstrap_intervals`.
+
+    Returns
+    -------
+    dict of str to Interval
+        Those of `bootstrap_intervals` that no probability is in.
+    """
+    slugs = class_slugs(classes)
+    y_true = check_labels(y_true, len(slugs))
+    y_pred = check_labels(y_pred, len(slugs), "y_pred")
+    members = group_members(groups, len(y_true))
+    check_draw(samples, level)
+    cells = count_cells(y_true, y_pred, members, len(slugs))
+
+    def measure(weights: Array) -> dict[str, Array]:
+        return score_cells(weights @ cells, slugs)
+
+    return resampled(measure, len(cells), samples, seed, level)
+
+
+def resampled(
+    measure: Callable[[Array], dict[str, Array]],
+    num_groups: int,
+    samples: int,
+    seed: int,
+    level: float,
+) -> dict[str, Interval]:
+    """Scores of all images, with percentile intervals from what resamples of them score.
+
+    Parameters
+    ----------
+    measure : callable
+        From weights (B, G), how often each group is there, to scores: key -> float64 (B,).
+    num_groups : int
+        G.
+    samples, seed, level
+        As in `bootstrap_intervals`.
+    """
     values = measure(np.ones((1, num_groups)))
     parts = [measure(weights) for weights in draw_weights(num_groups, samples, seed)]
     return {
@@ -161,7 +228,7 @@ def paired_difference(
         cells.append(count_cells(y_true, pred, members, num_classes))
 
     def measure(weights: Array) -> Array:
-        a, b = (_f1(weights @ part).mean(axis=-1) for part in cells)
+        a, b = (f1_cells(weights @ part).mean(axis=-1) for part in cells)
         return a - b
 
     num_groups = len(cells[0])
@@ -196,15 +263,6 @@ def group_members(groups: Labels | None, num_images: int) -> NDArray[np.int64]:
     return np.unique(groups, return_inverse=True)[1]
 
 
-def count_cells(
-    y_true: NDArray[np.int64], y_pred: NDArray[np.int64], members: NDArray[np.int64], c: int
-) -> Array:
-    """Confusion matrix of each group, flat: float64 (G, C * C), rows of it true classes."""
-    num_groups = int(members.max()) + 1
-    flat = (members * c + y_true) * c + y_pred
-    return np.bincount(flat, minlength=num_groups * c * c).reshape(num_groups, -1).astype(float)
-
-
 def draw_weights(num_groups: int, samples: int, seed: int) -> Iterator[Array]:
     """Yield float64 (B, G): how often each group is in each of B <= CHUNK resamples.
 
@@ -217,75 +275,6 @@ def draw_weights(num_groups: int, samples: int, seed: int) -> Iterator[Array]:
         drawn += num_groups * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * num_groups)
         yield counts.reshape(rows, num_groups).astype(float)
-
-
-def _ratio(part: Array, whole: Array) -> Array:
-    """`part / whole`, nan where there is nothing to divide by."""
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
-
-
-def _f1(flat: Array) -> Array:
-    """F1 of each class, float64 (B, C), from confusion matrices float64 (B, C * C)."""
-    matrix, _, true, predicted = _counts(flat)
-    f1 = _ratio(2 * np.diagonal(matrix, axis1=1, axis2=2), true + predicted)
-    return np.where(true > 0, f1, np.nan)
-
-
-def _counts(flat: Array) -> tuple[Array, Array, Array, Array]:
-    c = math.isqrt(flat.shape[1])
-    matrix = flat.reshape(-1, c, c)
-    return matrix, flat.sum(axis=1), matrix.sum(axis=2), matrix.sum(axis=1)
-
-
-def score_cells(flat: Array, slugs: Sequence[str]) -> dict[str, Array]:
-    """Scores of B confusion matrices, float64 (B, C * C): key -> float64 (B,).
-
-    Keys as in `bootstrap_intervals`, less "roc_auc_macro"; nan where a class has no image.
-    """
-    matrix, total, true, predicted = _counts(flat)
-    hits = np.diagonal(matrix, axis1=1, axis2=2)
-    present = true > 0
-    found = _ratio(hits, predicted)
-    per_class = {
-        "f1": _f1(flat),
-        "recall": _ratio(hits, true),
-        "precision": np.where(present, np.where(predicted > 0, found, 0.0), np.nan),
-        "specificity": 1 - _ratio(predicted - hits, total[:, None] - true),
-    }
-    scores = {
-        "accuracy": hits.sum(axis=1) / total,
-        "balanced_accuracy": per_class["recall"].mean(axis=1),
-        "f1_macro": per_class["f1"].mean(axis=1),
-        "mcc": _mcc(hits.sum(axis=1), total, true, predicted),
-    }
-    for metric, columns in per_class.items():
-        scores |= {f"{metric}/{key}": columns[:, c] for c, key in enumerate(slugs)}
-    return scores
-
-
-def _mcc(hits: Array, total: Array, true: Array, predicted: Array) -> Array:
-    """Matthews correlation of C classes (Gorodkin 2004), with the conventions of `evaluate`."""
-    covariance = hits * total - (true * predicted).sum(axis=1)
-    spread_true = total**2 - (true**2).sum(axis=1)
-    spread_predicted = total**2 - (predicted**2).sum(axis=1)
-    score = _ratio(covariance, np.sqrt(spread_true * spread_predicted))
-    score[(spread_predicted == 0) & (spread_true > 0)] = 0.0  # all predicted alike: no correlation
-    return score
-
-
-def roc_auc(positive: NDArray[np.bool_], scores: Array, weights: Array) -> Array:
-    """Area under the ROC curve for each row of weights (B, N): float64 (B,).
-
-    The share of (positive, negative) pairs in which the positive has the higher score, ties half.
-    """
-    order = np.argsort(scores, kind="stable")
-    scores, positive, weights = scores[order], positive[order], weights[:, order]
-    starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])  # first of each tie
-    up = np.add.reduceat(weights * positive, starts, axis=1)
-    down = np.add.reduceat(weights * ~positive, starts, axis=1)
-    below = np.cumsum(down, axis=1) - down / 2
-    pairs = up.sum(axis=1) * down.sum(axis=1)
-    return _ratio(np.einsum("bn,bn->b", up, below), pairs)
 
 
 def percentile_interval(value: float, resampled: Array, level: float) -> Interval:

@@ -12,16 +12,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
 from cxr_mlflow.evaluation.markdown import bullets, escape, plain
-from cxr_mlflow.evaluation.model_card_facts import CardFacts, with_control_models
+from cxr_mlflow.evaluation.model_card_facts import (
+    CardFacts,
+    External,
+    Score,
+    with_control_models,
+    with_external,
+)
 from cxr_mlflow.evaluation.model_card_gather import facts_of
 from cxr_mlflow.evaluation.model_card_scores import headline, score_table
 from cxr_mlflow.evaluation.model_card_words import read_first, write_sections
 
 __all__ = [
     "CardFacts",
+    "External",
+    "Score",
     "card_page",
     "facts_of",
     "with_control_models",
+    "with_external",
     "write_brief",
     "write_card",
 ]

@@ -20,6 +20,9 @@ from cxr_mlflow.evaluation.score import Score, read_scores
 CARD_VERSION = 1
 """Raise it when a card of before could not be read any more."""
 CALIBRATION_SCORES = ("ece", "ece_floor", "brier")
+VARIANTS = ("uncorrected/", "raw/", "")
+"""Of the probabilities: without the prior correction, as the network says them, as served."""
+PROMISE_SCORES = ("set_coverage", "set_size", "selective_coverage", "selective_risk")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,25 @@ class Subgroup:
     right: int
     share: Score
     confidence: float
+
+
+@dataclass(frozen=True)
+class External:
+    """What a model scored on other data than those it was trained and tested on."""
+
+    data: str  # name of the data set
+    digest: str
+    classes: str  # "normal as Normal, flu as Viral Pneumonia"
+    images: int
+    copies: int | None  # of training images, taken out before; None: not looked for
+    present: int  # classes of the model that have images; the scores are means over these
+    f1_macro: Score
+    roc_auc_macro: Score
+    run_id: str
+
+    def same_test(self, other: External) -> bool:
+        """Whether it is of the same images under the same classes."""
+        return (self.digest, self.classes) == (other.digest, other.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +83,9 @@ class CardFacts:
     class_scores: Mapping[str, Mapping[str, Score]]  # class -> support and PER_CLASS
     confusion: tuple[tuple[int, ...], ...]  # rows true
     controls: Mapping[str, str]  # what was checked -> what was found
-    source_floor: float | None  # macro F1 of who knows only the source of a file
+    source_floor: Score | None  # macro F1 of who knows only the source of a file
     calibration: Mapping[str, str]  # the same
-    calibration_scores: Mapping[str, Score]  # CALIBRATION_SCORES, and "raw/" before each
+    calibration_scores: Mapping[str, Score]  # CALIBRATION_SCORES, VARIANTS before each
     subgroups: tuple[Subgroup, ...]
     errors: tuple[Mapping[str, Any], ...]  # the surest; PREDICTED and, if there, prediction_set
     num_errors: int
@@ -73,7 +95,9 @@ class CardFacts:
     model_uri: str = ""  # of the logged model, "models:/m-..."
     registered: str | None = None  # "cxr-classifier version 3 (challenger; ...)"
     control_models: FoundControls | None = None
-    external: Mapping[str, str] = field(default_factory=dict)  # other hospitals -> what was found
+    external: tuple[External, ...] = ()  # what was found on other data
+    class_calibration: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    """Class -> keys as in `calibration_scores`, and PROMISE_SCORES."""
 
     @property
     def control_state(self) -> str:
@@ -114,6 +138,13 @@ class CardFacts:
             told["scores"] = read_scores(told["scores"])
             told["calibration_scores"] = read_scores(told["calibration_scores"])
             told["class_scores"] = {k: read_scores(v) for k, v in told["class_scores"].items()}
+            for name, scores in told.get("class_calibration", {}).items():
+                told["class_calibration"][name] = read_scores(scores)
+            if isinstance(floor := told["source_floor"], float):  # a card of before it had ends
+                told["source_floor"] = Score(floor)
+            elif floor:
+                told["source_floor"] = Score(**floor)
+            told["external"] = tuple(map(_external, told.get("external", ())))
             told["confusion"] = tuple(map(tuple, told["confusion"]))
             told["subgroups"] = tuple(
                 Subgroup(**{**row, "share": Score(**row["share"])}) for row in told["subgroups"]
@@ -131,3 +162,14 @@ def with_control_models(facts: CardFacts, found: FoundControls) -> CardFacts:
     """Put what all control models found in the place of what was known before."""
     warnings = tuple(each for each in facts.warnings if each != NOT_CONTROLLED)
     return replace(facts, control_models=found, warnings=warnings)
+
+
+def with_external(facts: CardFacts, found: External) -> CardFacts:
+    """Add what an external evaluation found; the same one of before is replaced."""
+    others = [each for each in facts.external if not each.same_test(found)]
+    return replace(facts, external=(*others, found))
+
+
+def _external(told: Mapping[str, Any]) -> External:
+    scores = {name: Score(**told[name]) for name in ("f1_macro", "roc_auc_macro")}
+    return External(**{**told, **scores})

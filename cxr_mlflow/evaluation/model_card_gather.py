@@ -15,6 +15,8 @@ from cxr_mlflow.evaluation.markdown import NOT_MEASURED
 from cxr_mlflow.evaluation.metrics import PER_CLASS, class_slugs
 from cxr_mlflow.evaluation.model_card_facts import (
     CALIBRATION_SCORES,
+    PROMISE_SCORES,
+    VARIANTS,
     CardFacts,
     Subgroup,
 )
@@ -42,7 +44,7 @@ def facts_of(
     left_out: Mapping[str, int],
     audit: Sequence[str],
     controls: Mapping[str, str],
-    source_floor: float | None,
+    source_floor: Score | None,
     calibration: Mapping[str, str],
     calibration_metrics: Mapping[str, float],
     created: str,
@@ -73,7 +75,7 @@ def facts_of(
         What the data audit found, in sentences.
     controls, calibration : mapping of str to str
         What was checked -> what was found, as `Controls.lines` and `CalibrationCheck.lines`.
-    source_floor : float, optional
+    source_floor : Score, optional
         Macro F1 on the test images of who knows only the source of a file.
     calibration_metrics : mapping of str to float
         As `CalibrationCheck.metrics`.
@@ -127,28 +129,24 @@ def facts_of(
             if name.startswith("version/")
         },
         scores={
-            key: _score(result.metrics, result.intervals, key)
+            key: score_of(result.metrics, result.intervals, key)
             for key in (*HEADLINES, "roc_auc_macro")
         },
         class_scores={
             name: {
-                metric: _score(result.metrics, result.intervals, f"{metric}/{key}")
+                metric: score_of(result.metrics, result.intervals, f"{metric}/{key}")
                 for metric in ("support", *PER_CLASS)
             }
             for name, key in zip(classes, class_slugs(classes), strict=True)
         },
         confusion=tuple(tuple(map(int, row)) for row in summary.confusion),
         controls=dict(controls),
-        source_floor=finite(source_floor),
+        source_floor=source_floor,
         calibration=dict(calibration),
-        calibration_scores={
-            f"{head}{name}": Score(
-                finite(calibration_metrics.get(f"{head}{name}")),
-                finite(calibration_metrics.get(f"{head}{name}_low")),
-                finite(calibration_metrics.get(f"{head}{name}_high")),
-            )
-            for head in ("raw/", "")
-            for name in CALIBRATION_SCORES
+        calibration_scores=_calibration(calibration_metrics, CALIBRATION_SCORES),
+        class_calibration={
+            name: _calibration(calibration_metrics, (*CALIBRATION_SCORES, *PROMISE_SCORES), key)
+            for name, key in zip(classes, class_slugs(classes), strict=True)
         },
         subgroups=tuple(
             Subgroup(
@@ -215,7 +213,26 @@ def _errors(predictions: pd.DataFrame) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _score(metrics: Mapping[str, float], intervals: Mapping[str, Interval], key: str) -> Score:
+def _calibration(
+    metrics: Mapping[str, float], names: Sequence[str], of_class: str = ""
+) -> dict[str, Score]:
+    """Scores with their ends, of all images or of a class; those there are of each variant."""
+    tail = f"/{of_class}" if of_class else ""
+    return {
+        f"{head}{name}": flat_score(metrics, f"{head}{name}", tail)
+        for head in VARIANTS
+        for name in names
+        if f"{head}{name}{tail}" in metrics
+    }
+
+
+def flat_score(metrics: Mapping[str, float], key: str, tail: str = "") -> Score:
+    """A score and its ends from MLflow keys: `ece`, `ece_low`, `ece_high`, each before `tail`."""
+    return Score(*(finite(metrics.get(f"{key}{end}{tail}")) for end in ("", "_low", "_high")))
+
+
+def score_of(metrics: Mapping[str, float], intervals: Mapping[str, Interval], key: str) -> Score:
+    """A score and its ends, as far as they were measured."""
     if key not in intervals:
         return Score(finite(metrics.get(key)))
     ends = intervals[key]

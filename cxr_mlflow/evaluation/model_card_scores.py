@@ -1,7 +1,8 @@
-"""What a model card says about what was measured: scores, controls, calibration, failures."""
+"""What a model card says about what was measured: scores, controls, subgroups, failures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cxr_mlflow.evaluation.control_facts import FoundControls
@@ -14,7 +15,6 @@ from cxr_mlflow.evaluation.control_words import (
     with_ends,
 )
 from cxr_mlflow.evaluation.markdown import NOT_MEASURED, Markdown, bullets, escape, pairs, table
-from cxr_mlflow.evaluation.metrics import PER_CLASS
 from cxr_mlflow.evaluation.model_card_facts import CardFacts, Subgroup
 from cxr_mlflow.evaluation.note import HEADLINES
 from cxr_mlflow.evaluation.score import Score
@@ -29,13 +29,12 @@ EXPECTED_CONTROLS = {
 }
 """Beginning of a control's name -> what the card calls it where it is missing."""
 SCORE_NAMES = HEADLINES | {"roc_auc_macro": "ROC AUC, mean of one against the rest"}
-CALIBRATION_NAMES = {
-    "ece": "calibration error (ECE)",
-    "ece_floor": "ECE that perfect probabilities would have on so few images",
-    "brier": "Brier score",
-}
-CLASS_COLUMNS = ("precision", "recall", "specificity", "F1", "AP", "ROC AUC")
+DECIDED = {"precision": "precision", "recall": "recall", "specificity": "specificity", "f1": "F1"}
+"""Scores of a class that hang on which class is predicted -> what the card calls them."""
+RANKED = {"average_precision": "AP", "roc_auc": "ROC AUC"}
+"""Those that hang on the order of the probabilities alone."""
 MOST_CONFUSIONS = 5
+NO_WIDTH = "An interval without width means that all resamples agree, not certainty."
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def headline(facts: CardFacts) -> str:
     if score.low is not None:
         told += f" ({facts.level:.0%} interval {_number(score.low)} to {_number(score.high)})"
     if facts.source_floor is not None:
-        told += f"; knowing only the source of a file scores {facts.source_floor:.3f}"
+        told += f"; knowing only the source of a file scores {with_ends(facts.source_floor)}"
     return f"{told}. **{escape(controls_told(facts))}**"
 
 
@@ -79,16 +78,6 @@ def score_table(facts: CardFacts) -> str:
 
 def metrics_section(facts: CardFacts) -> Section:
     """Scores of all classes and of each, and the confusion."""
-    rows = []
-    for name, scores in facts.class_scores.items():
-        support = scores["support"].value
-        rows.append(
-            [
-                name,
-                NOT_MEASURED if support is None else f"{support:,.0f}",
-                *(with_ends(scores[metric]) for metric in PER_CLASS),
-            ]
-        )
     confusion = [
         [name, *(Markdown(f"**{n:,}**") if c == p else f"{n:,}" for p, n in enumerate(row))]
         for c, (name, row) in enumerate(zip(facts.classes, facts.confusion, strict=True))
@@ -102,14 +91,25 @@ def metrics_section(facts: CardFacts) -> Section:
             "bootstrap over groups of near-duplicates.",
             score_table(facts),
             f"Per class (**{facts.control_state}**):",
-            table(["class", "n", *CLASS_COLUMNS], rows, words=1),
-            "AP is average precision. An interval without width means that all resamples agree, "
-            "not certainty.",
+            _class_table(facts, DECIDED),
+            "The order of the probabilities, which no threshold touches. AP is average precision; "
+            "guessing gets the share of the class.",
+            _class_table(facts, RANKED),
+            NO_WIDTH,
             "Confusion, true classes in rows:",
             table(["true ↓ predicted →", *facts.classes], confusion, words=1),
         ),
         ("confusion_rates", "confusion_counts", "roc", "precision_recall"),
     )
+
+
+def _class_table(facts: CardFacts, shown: Mapping[str, str]) -> str:
+    """Some scores of each class, with their intervals."""
+    rows = [
+        [name, count(scores["support"].value), *(with_ends(scores[metric]) for metric in shown)]
+        for name, scores in facts.class_scores.items()
+    ]
+    return table(["class", "n", *shown.values()], rows, words=1)
 
 
 def controls_section(facts: CardFacts) -> Section:
@@ -163,33 +163,6 @@ def _control_models(facts: CardFacts, found: FoundControls) -> tuple[str, ...]:
     ]
     told = (*(verdict(found, model) for model in found.models), *CAVEATS)
     return table(head, rows, words=2), bullets(told)
-
-
-def calibration_section(facts: CardFacts) -> Section:
-    """Whether probabilities, abstentions and prediction sets keep what they promise."""
-    rows = [
-        [
-            name,
-            with_ends(facts.calibration_scores[f"raw/{key}"]),
-            with_ends(facts.calibration_scores[key]),
-        ]
-        for key, name in CALIBRATION_NAMES.items()
-    ]
-    told = {
-        name: facts.calibration.get(name, "")
-        for name in dict.fromkeys(
-            ("calibration", "abstaining", "prediction sets", *facts.calibration)
-        )
-    }
-    return Section(
-        "Calibration, abstaining, prediction sets",
-        (
-            "Whether a confidence of 0.9 is right nine times in ten; smaller is better.",
-            table(["on the test images", "raw", "as served"], rows, words=1),
-            pairs(told),
-        ),
-        ("reliability", "risk_coverage", "prediction_sets"),
-    )
 
 
 def subgroups_section(facts: CardFacts) -> Section:
@@ -268,9 +241,39 @@ def failures_section(facts: CardFacts) -> Section:
 
 
 def external_section(facts: CardFacts) -> Section:
-    """What images of other hospitals said."""
-    told = f"Images of other hospitals: **{NOT_MEASURED}**. Scores usually fall there."
-    return Section("External testing", (pairs(facts.external) if facts.external else told,))
+    """What other data said than those it was trained and tested on."""
+    if not facts.external:
+        told = f"Images of other hospitals: **{NOT_MEASURED}**. Scores usually fall there."
+        return Section("External testing", (told,))
+    rows = [
+        [
+            f"{each.data}, digest {each.digest[:12]}: {each.classes}",
+            each.run_id,
+            count(each.images),
+            NOT_MEASURED if each.copies is None else f"{each.copies:,}",
+            f"{each.present} of {len(facts.classes)}",
+            with_ends(each.f1_macro),
+            with_ends(each.roc_auc_macro),
+        ]
+        for each in facts.external
+    ]
+    head = ["data", "run", "n", "copies taken out", "classes", "macro F1", "ROC AUC, mean"]
+    return Section(
+        "External testing",
+        (
+            "Other data than those the model was trained and tested on; films that it was trained "
+            "on are taken out first. The scores are means over the classes that have images there. "
+            f"**{facts.control_state.capitalize()}.**",
+            table(head, rows, words=2),
+            "Whether it is another hospital, and whether its classes are the same finding, the "
+            "program cannot tell.",
+        ),
+    )
+
+
+def count(value: float | None) -> str:
+    """Write how many."""
+    return NOT_MEASURED if value is None else f"{value:,.0f}"
 
 
 def _number(value: float | None) -> str:

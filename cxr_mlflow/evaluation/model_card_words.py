@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 
 from cxr_mlflow.evaluation.markdown import NOT_MEASURED, bullets, pairs, table
+from cxr_mlflow.evaluation.model_card_calibration import calibration_section
 from cxr_mlflow.evaluation.model_card_facts import CardFacts
 from cxr_mlflow.evaluation.model_card_scores import (
     Section,
-    calibration_section,
     controls_section,
     external_section,
     failures_section,

@@ -10,16 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cxr_mlflow.evaluation.cells import Array, count_cells, ranking_areas, score_cells
 from cxr_mlflow.evaluation.intervals import (
-    Array,
     Interval,
     check_draw,
-    count_cells,
-    draw_weights,
     group_members,
-    percentile_interval,
-    roc_auc,
-    score_cells,
+    resampled,
 )
 from cxr_mlflow.evaluation.metrics import (
     PER_CLASS,
@@ -50,7 +46,7 @@ def present_scores(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Average over the classes that have images, and the ROC AUC of each, with intervals.
+    """Average over the classes that have images, with intervals.
 
     An image that is taken for an absent class is an error of its own class like any other; the
     predicted columns of the confusion matrix are all there.
@@ -68,13 +64,8 @@ def present_scores(
     -------
     dict of str to Interval
         "f1_macro_present", "balanced_accuracy_present", "roc_auc_macro_present": means over the
-        classes that have images; equal to the averages of all where none is absent. "roc_auc/..."
-        of each such class against the rest: no threshold is in it, so it stays when a threshold
-        does not fit another hospital. nan where all images are of one class.
-
-    References
-    ----------
-    Hanley, McNeil, The meaning and use of the area under a ROC curve, Radiology 143, 1982.
+        classes that have images; equal to the averages of all where none is absent. The areas are
+        nan where all images are of one class.
     """
     slugs = class_slugs(classes)
     y_true, probabilities = check_predictions(y_true, probabilities, len(classes))
@@ -87,21 +78,14 @@ def present_scores(
         scores = score_cells(weights @ cells, slugs)
         per_image = weights[:, members]
         for c in present:
-            scores[f"roc_auc/{slugs[c]}"] = roc_auc(y_true == c, probabilities[:, c], per_image)
-        areas = {f"roc_auc/{slugs[c]}": scores[f"roc_auc/{slugs[c]}"] for c in present}
-        return areas | {
+            area, _ = ranking_areas(y_true == c, probabilities[:, c], per_image)
+            scores[f"roc_auc/{slugs[c]}"] = area
+        return {
             f"{name}_present": np.mean([scores[f"{of}/{slugs[c]}"] for c in present], axis=0)
             for name, of in AVERAGES.items()
         }
 
-    values = measure(np.ones((1, len(cells))))
-    parts = [measure(weights) for weights in draw_weights(len(cells), samples, seed)]
-    return {
-        key: percentile_interval(
-            float(value[0]), np.concatenate([part[key] for part in parts]), level
-        )
-        for key, value in values.items()
-    }
+    return resampled(measure, len(cells), samples, seed, level)
 
 
 def over_present(

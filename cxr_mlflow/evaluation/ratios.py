@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_mlflow.evaluation.intervals import Array, Interval, draw_weights, percentile_interval
+from cxr_mlflow.evaluation.cells import Array
+from cxr_mlflow.evaluation.intervals import Interval, draw_weights, percentile_interval
 
 Flags = NDArray[np.bool_]
 Ratios = dict[str, tuple[NDArray[np.generic], NDArray[np.generic]]]
@@ -55,6 +56,11 @@ def ratio_intervals(
         key: percentile_interval(float(values[k]), drawn[:, k], level)
         for k, key in enumerate(ratios)
     }
+
+
+def of_films(flags: Flags, members: NDArray[np.int64]) -> Flags:
+    """Which groups of near-duplicates have an image with a flag: bool (G,), from (N,) and (N,)."""
+    return np.bincount(members[flags], minlength=int(members.max()) + 1) > 0
 
 
 def by_class(y_true: NDArray[np.int64], slugs: Sequence[str]) -> list[tuple[str, Flags]]:

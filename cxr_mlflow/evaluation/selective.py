@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.evaluation.cells import Array
 from cxr_mlflow.evaluation.intervals import (
-    Array,
     Interval,
     check_draw,
     draw_weights,
@@ -28,7 +28,7 @@ from cxr_mlflow.evaluation.metrics import (
     check_predictions,
     class_slugs,
 )
-from cxr_mlflow.evaluation.ratios import Flags, Ratios, by_class, ratio_intervals
+from cxr_mlflow.evaluation.ratios import Flags, Ratios, by_class, of_films, ratio_intervals
 
 STEPS = 50
 """Thresholds tried: those that answer 2 %, 4 %, ... of the validation images."""
@@ -43,13 +43,13 @@ class Threshold:
     threshold: float
     """Answer if the confidence is at least this; inf, so never, where the risk is out of reach."""
     risk: float
-    """Stated: largest share of errors among the answers."""
+    """Stated: largest share of errors among the films answered, near-duplicates counted once."""
     delta: float
     """Chance, over validation sets, that the promise does not hold."""
     coverage: float
-    """Share of the validation images that are answered."""
+    """Share of the validation films that are answered."""
     observed_risk: float
-    """Share of errors among these answers; nan without any."""
+    """Share of errors among these films; nan without any."""
     upper_bound: float
     """Of the risk, with confidence 1 - delta; at most `risk`. 1 without any answer."""
 
@@ -83,11 +83,12 @@ def choose_threshold(
     correct : bool array of shape (N,)
         Whether the predicted class is the true one.
     risk : float
-        Largest share of errors among the answers, in (0, 1).
+        Largest share of errors among the films answered, in (0, 1).
     delta : float
         Chance that the promise may fail, in (0, 1).
     groups : integer array of shape (N,), optional
-        Near-duplicate groups. A group is one trial, and an error if any of its answers is one.
+        Near-duplicate groups. A group is one film: one trial, and an error if any of its answers is
+        one.
 
     Returns
     -------
@@ -129,21 +130,21 @@ def choose_threshold(
     if chosen < 0:
         return Threshold(threshold=math.inf, risk=risk, delta=delta, coverage=0.0,
                          observed_risk=math.nan, upper_bound=1.0)  # fmt: skip
-    answered = confidence >= candidates[chosen]
     trials, errors = counts[chosen]
     return Threshold(
         threshold=float(candidates[chosen]),
         risk=risk,
         delta=delta,
-        coverage=float(answered.mean()),
-        observed_risk=float(1 - correct[answered].mean()),
+        coverage=trials / (int(members.max()) + 1),
+        observed_risk=errors / trials,
         upper_bound=_bound(errors, trials, share),
     )
 
 
 def _trials(answered: Flags, correct: Flags, members: NDArray[np.int64]) -> tuple[int, int]:
     """Groups with an answer, and groups with a wrong answer."""
-    return len(np.unique(members[answered])), len(np.unique(members[answered & ~correct]))
+    told, wrong = (of_films(flags, members) for flags in (answered, answered & ~correct))
+    return int(told.sum()), int(wrong.sum())
 
 
 def _bound(errors: int, trials: int, delta: float) -> float:
@@ -207,9 +208,11 @@ def selective_scores(
     Returns
     -------
     dict of str to Interval
-        "selective_coverage": share of images answered; "selective_risk": share of errors among the
-        answers; both also with "/<slug>" for the images of one true class. "aurc": see
-        `risk_coverage`; it does not depend on the threshold. nan where there is nothing to share.
+        "selective_coverage": share of films answered; "selective_risk": share of errors among
+        these, in the unit of `choose_threshold`: near-duplicates are one film, answered if one of
+        them is, and an error if one answer is; both also with "/<slug>" for the images of one true
+        class. "aurc": see `risk_coverage`, of images; it does not depend on the threshold. nan
+        where there is nothing to share.
     """
     slugs = class_slugs(classes)
     y_true, probabilities = check_predictions(y_true, probabilities, len(classes))
@@ -220,9 +223,11 @@ def selective_scores(
     answered = confidence >= threshold
     ratios: Ratios = {}
     for tail, kept in by_class(y_true, slugs):
-        ratios[f"selective_coverage{tail}"] = (answered & kept, kept)
-        ratios[f"selective_risk{tail}"] = (answered & kept & ~correct, answered & kept)
-    scores = ratio_intervals(ratios, members, samples=samples, seed=seed, level=level)
+        told = of_films(answered & kept, members)
+        ratios[f"selective_coverage{tail}"] = (told, of_films(kept, members))
+        ratios[f"selective_risk{tail}"] = (of_films(answered & kept & ~correct, members), told)
+    films = np.arange(int(members.max()) + 1)
+    scores = ratio_intervals(ratios, films, samples=samples, seed=seed, level=level)
     order, ends = _ranking(confidence)
     wrong = ~correct[order]
 

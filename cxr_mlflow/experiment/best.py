@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from cxr_mlflow.data.prepare import Study
+from cxr_mlflow.evaluation.note import escape_markdown
 from cxr_mlflow.experiment.plan import Cell, Plan
 from cxr_mlflow.names import slug
 from cxr_mlflow.registration import GATE_FILE, enter_registry, gate_files, gate_text
 from cxr_mlflow.serving.gate import check_model_loads
+from cxr_mlflow.tracking.cards import rewrite_card
 from cxr_mlflow.tracking.parents import Child
+from cxr_mlflow.tracking.record import record_note
 from cxr_mlflow.tracking.tested import as_tested
 from cxr_mlflow.tracking.tracker import Tracker
 
 CHOSEN_BY = "best_val_f1_macro"
 """Metric of a run: macro F1 on the validation images at its best epoch."""
+UNREGISTERED = "not registered"
+OPEN = f"| registered as | {UNREGISTERED} |"
+"""What the note of a cell says until it is the best one."""
 PASSED_ON = ("data", "weights", "synthetic", "controls")
 
 
@@ -72,6 +79,9 @@ def register_best(plan: Plan, study: Study, done: Mapping[Cell, Child]) -> tuple
         description=tags.get("mlflow.note.content", ""),
     )
     tracker.set_tags({"registered": told})
+    note = tags.get("mlflow.note.content", "")
+    record_note(tracker, note.replace(OPEN, OPEN.replace(UNREGISTERED, escape_markdown(told))))
+    rewrite_card(tracker, lambda facts: replace(facts, registered=told))
     return cell, told
 
 

@@ -11,10 +11,15 @@ from cxr_mlflow import __version__
 from cxr_mlflow.command_config import ServeConfig
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.serving.scorer import Scorer
-from cxr_mlflow.serving.scorer_config import CONFIG_FILE, PREPROCESSING, ScorerConfig
+from cxr_mlflow.serving.scorer_config import (
+    APPROXIMATE,
+    CONFIG_FILE,
+    PREPROCESSING,
+    PROMISES,
+    ScorerConfig,
+)
 
 NOT_FOR_DIAGNOSIS = "Not for diagnosis: a research model, trained on public data."
-PROMISES = ("calibration", "abstaining", "prediction_sets")
 REGISTERED = "models:/"
 LOGGED = "artifacts"
 """Folder of a logged model that holds the model folder."""
@@ -66,6 +71,7 @@ def describe(config: ScorerConfig, name: str, version: str) -> dict[str, Any]:
         "image_size": config.image_size,
         "preprocessing": PREPROCESSING,
         **{promise: told[promise] for promise in PROMISES if promise in told},
+        "promises": APPROXIMATE,
         "trained_on": dict(config.trained_on),
         "warnings": [warnings] if warnings else [],
         "not_for_diagnosis": NOT_FOR_DIAGNOSIS,

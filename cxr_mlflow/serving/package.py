@@ -27,10 +27,13 @@ from cxr_mlflow.names import slug
 from cxr_mlflow.serving.frames import WANTED
 from cxr_mlflow.serving.scorer import Scorer, sha256_of
 from cxr_mlflow.serving.scorer_config import (
+    APPROXIMATE,
     CONFIG_FILE,
     MODEL_FILE,
+    PROMISES,
     Abstaining,
     PredictionSets,
+    Prior,
     ScorerConfig,
 )
 
@@ -52,8 +55,6 @@ SHIPPED = (
 MODEL_SCRIPT = "serving/pyfunc_model.py"
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 """Packages that the shipped code needs, pinned in the model to the versions it was checked with."""
-PROMISES = ("calibration", "abstaining", "prediction_sets")
-"""Parts of `scorer.json` that readers of the MLmodel file are told as well."""
 
 
 def write_folder(
@@ -67,6 +68,7 @@ def write_folder(
     temperature: float = 1.0,
     abstaining: Abstaining | None = None,
     prediction_sets: PredictionSets | None = None,
+    prior: Prior | None = None,
 ) -> Path:
     """Write a model folder: `model.onnx` and `scorer.json`, all that scoring needs.
 
@@ -88,6 +90,8 @@ def write_folder(
         When the model does not answer; without it, it always does.
     prediction_sets : PredictionSets, optional
         Makes the model return sets of classes as well.
+    prior : Prior, optional
+        How frequent the classes were in training, and what was added to the logits for it.
 
     Returns
     -------
@@ -113,6 +117,7 @@ def write_folder(
         temperature=temperature,
         abstaining=abstaining,
         prediction_sets=prediction_sets,
+        prior=prior,
         trained_on=dict(trained_on),
         versions={name: metadata.version(name) for name in ("torch", *REQUIREMENTS)},
     )
@@ -237,6 +242,7 @@ def describe(config: ScorerConfig) -> dict[str, Any]:
         "image_size": config.image_size,
         "mask_mode": config.mask_mode,
         **promises,
+        "promises": APPROXIMATE,
         "trained_on": dict(config.trained_on),
     }
 

@@ -27,8 +27,8 @@ class Predictor:
     predict: Callable[[pd.DataFrame], pd.DataFrame]
     """Columns `image`, `mask` (bytes) to `label`, `confidence`, `p_<slug>`. Raises InputError."""
     promises: Mapping[str, Any] = field(default_factory=dict)
-    """`calibration`, `abstaining`, `prediction_sets` as `scorer.json` spells them; absent ones are
-    not promised."""
+    """`calibration`, `abstaining`, `prediction_sets`, `prior` as `scorer.json` spells them; absent
+    ones are not promised."""
 
 
 def is_model_folder(model_uri: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,10 @@ import mlflow
 from cxr_mlflow.evaluation.control_facts import FoundControls
 from cxr_mlflow.evaluation.model_card import (
     CardFacts,
+    External,
     card_page,
     with_control_models,
+    with_external,
     write_brief,
     write_card,
 )
@@ -132,6 +134,51 @@ def read_card(run_id: str) -> tuple[CardFacts, dict[str, bytes]] | None:
     return CardFacts.from_json(facts), figures
 
 
+def rewrite_card(tracker: Tracker, change: Callable[[CardFacts], CardFacts]) -> bool:
+    """Write the card of a run again everywhere, with other facts and the same figures.
+
+    Parameters
+    ----------
+    tracker : Tracker
+        Of the run that made the model.
+    change : callable
+        From the facts that the card has to those it shall have.
+
+    Returns
+    -------
+    bool
+        False if the run has no card, or nothing changes. Nothing is written then.
+    """
+    found = read_card(tracker.run_id)
+    if found is None or (changed := change(found[0])) == found[0]:
+        return False
+    publish_card(tracker, changed, found[1])
+    return True
+
+
+def add_external(tracker: Tracker, found: External) -> bool:
+    """Tell in the card of a run what its model scored on other data than the run's own.
+
+    Parameters
+    ----------
+    tracker : Tracker
+        Of the run that made the model.
+    found : External
+        The same evaluation of before is replaced.
+
+    Returns
+    -------
+    bool
+        False if the run has no card, or these are its own data. Nothing is written then.
+    """
+
+    def told(facts: CardFacts) -> CardFacts:
+        own = facts.digests.get("data") == found.digest
+        return facts if own else with_external(facts, found)
+
+    return rewrite_card(tracker, told)
+
+
 def add_control_models(tracker: Tracker, found: FoundControls) -> bool:
     """Write the card of a run again, with what control models found.
 
@@ -146,9 +193,4 @@ def add_control_models(tracker: Tracker, found: FoundControls) -> bool:
     bool
         False if the run has no card: it is older than cards are. Nothing is written then.
     """
-    card = read_card(tracker.run_id)
-    if card is None:
-        return False
-    facts, figures = card
-    publish_card(tracker, with_control_models(facts, found), figures)
-    return True
+    return rewrite_card(tracker, lambda facts: with_control_models(facts, found))

@@ -46,6 +46,8 @@ class Trained:
     best_epoch: int
     history: pd.DataFrame  # column epoch and one per metric key
     draws: pd.DataFrame  # column epoch and one per class name
+    shares: NDArray[np.float64]  # (C,), of the classes in the training images
+    prior_shift: NDArray[np.float64]  # (C,), added to the logits for them; see `Balancing`
 
 
 def training_set(
@@ -188,7 +190,8 @@ def train(
     with torch.no_grad():
         last.bias.add_(torch.tensor(shift, dtype=last.bias.dtype, device=last.bias.device))
     final = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-    return Trained(network.eval(), final, best.epoch, *tables(history, classes))
+    shares = counts / counts.sum()
+    return Trained(network.eval(), final, best.epoch, *tables(history, classes), shares, shift)
 
 
 def tell_position(at: Position, num_batches: int, epochs: int) -> None:

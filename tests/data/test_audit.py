@@ -463,6 +463,18 @@ def test_the_page_is_one_file_with_all_findings(films, tmp_path):
     assert "test images with a copy in train: 2" in page
 
 
+@pytest.mark.parametrize("agree", [True, False])
+def test_an_interval_without_width_is_not_called_certain(films, tmp_path, agree):
+    root = write_classes(tmp_path / "x", films[:8])
+    catalog, duplicates, audit = audited(root, tmp_path)
+    labels, groups = np.arange(80) % 2, np.arange(80)
+    predicted = labels if agree else np.where(groups < 10, 1 - labels, labels)
+    shortcut = judge("source", labels, predicted, groups, ["A", "B"])
+    page = write_page(replace(audit, shortcuts=(shortcut,)), catalog, duplicates)
+    assert ("An interval without width (Source) means" in page) == agree
+    assert ("error rate of up to 3/n" in page) == agree
+
+
 def test_without_metadata_no_floor_is_made_up(films, tmp_path):
     root = write_classes(tmp_path / "x", films[:8])
     for name in "AB":

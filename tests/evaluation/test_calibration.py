@@ -224,7 +224,10 @@ def test_figures_tell_their_numbers_and_what_they_are_of(figures):
         for scale in (3, 1)
     )
     assert abs(raw - calibrated) > 0.001
-    assert f"ECE raw {raw:.3f}\ncalibrated {calibrated:.3f}" in told["reliability"]
+    assert f"ECE raw {raw:.3f}, calibrated {calibrated:.3f}" in told["reliability"]
+    for panel in figures["reliability"].axes:  # nothing is written where a curve may go
+        for text in panel.texts:
+            assert text.get_window_extent().y0 >= panel.get_window_extent().y1, text
     assert "stated risk 0.15" in told["risk"]
     assert "answered" in told["risk"]
     assert "out of reach, it always abstains" in told["out_of_reach"]

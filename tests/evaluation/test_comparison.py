@@ -25,7 +25,7 @@ from cxr_mlflow.evaluation.comparison_statistics import (
     t_interval,
 )
 from cxr_mlflow.evaluation.comparison_verdicts import verdict
-from cxr_mlflow.evaluation.intervals import Interval, paired_difference
+from cxr_mlflow.evaluation.intervals import Interval, bootstrap_intervals, paired_difference
 from cxr_mlflow.evaluation.metrics import evaluate
 from cxr_mlflow.evaluation.report import predictions_table
 
@@ -88,6 +88,20 @@ def coverage(num_runs, trials=200):
 
 def test_the_interval_of_a_difference_covers_the_truth_about_as_often_as_it_says():
     assert 0.91 <= coverage(num_runs=4) <= 0.99
+
+
+def test_a_row_of_one_seed_has_the_interval_of_the_runs_own_note():
+    generator = np.random.default_rng(2)
+    y_true = np.arange(240) % 3
+    y_pred, groups = errs(generator, y_true, 0.3), np.arange(240) // 2 * 2
+    row = compare([make_run("a", 0, y_true, y_pred, groups=groups)], samples=300).rows[0]
+    told = {"groups": groups, "samples": 300}
+    own = bootstrap_intervals(y_true, np.eye(3)[y_pred], CLASSES, **told)
+    for key in ("f1_macro", "accuracy", "f1/normal"):
+        score, expected = row.scores[key], own[key]
+        assert (score.low, score.value, score.high) == pytest.approx(
+            (expected.low, expected.value, expected.high)
+        ), key
 
 
 def test_one_seed_cannot_tell_recipes_apart_and_the_verdict_says_so():

@@ -222,6 +222,19 @@ def test_remarks_of_some_rows_mark_those_rows_and_no_others():
         assert f"‡ {ONE_SEED}" in text, medium
 
 
+def test_a_long_remark_is_told_whole_once_and_in_short_beside_its_mark():
+    remark = "on all but the lungs 0.844 (0.823–0.864), on their outline 0.696 (0.670–0.721)"
+    c = made(own={1: (remark,)})
+    for medium, text in all_media(c).items():
+        told = " ".join(text.split()).replace("\\", "")
+        assert told.count(remark) == 1, medium
+        assert "† on all but the lungs 0.844 (0.823–0.864), on their outline …" in told, medium
+    for name, figure in all_figures(c).items():
+        assert "† on all but the lungs 0.844 (0.823–0.864), on their outline …" in " ".join(
+            texts(figure)
+        ), name
+
+
 def test_one_seed_everywhere_is_a_warning_for_all_rows():
     c = made(single=range(4))
     for medium, text in all_media(c).items():

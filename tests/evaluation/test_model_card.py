@@ -24,9 +24,12 @@ from cxr_mlflow.evaluation.metrics import confusion
 from cxr_mlflow.evaluation.model_card import (
     DESCRIPTION_LIMIT,
     CardFacts,
+    External,
+    Score,
     card_page,
     facts_of,
     with_control_models,
+    with_external,
     write_brief,
     write_card,
 )
@@ -104,7 +107,7 @@ def made_facts(classes=CLASSES, *, drop=None, sources=SOURCES, **changes):
         "left_out": {"missing_mask": 2},
         "audit": ["5 of 6 shortcuts tell the classes beyond chance."],
         "controls": CONTROLS,
-        "source_floor": 0.464,
+        "source_floor": Score(0.464, 0.451, 0.477),
         "calibration": {"calibration": "temperature 1.30", "abstaining": "below confidence 0.9"},
         "calibration_metrics": {
             "raw/ece": 0.2,
@@ -114,6 +117,7 @@ def made_facts(classes=CLASSES, *, drop=None, sources=SOURCES, **changes):
             "ece_low": 0.01,
             "ece_high": 0.09,
             "threshold": math.inf,
+            **changes.pop("more_calibration", {}),
         },
         "created": "2026-01-31",
         "synthetic": False,
@@ -160,7 +164,7 @@ def test_the_first_lines_say_not_for_diagnosis_and_not_controlled(card, facts):
     score = facts.scores["f1_macro"]
     assert f"**Test macro F1 {score.value:.3f}**" in head
     assert f"interval {score.low:.3f} to {score.high:.3f}" in head
-    assert "knowing only the source of a file scores 0.464" in head
+    assert "knowing only the source of a file scores 0.464 (0.451–0.477)" in head
     assert "**Not controlled: no control model was trained.**" in head
 
 
@@ -212,7 +216,71 @@ def test_scores_of_each_class_are_those_of_the_assessment():
     line = next(li for li in told.splitlines() if li.startswith("| Viral Pneumonia | 30 |"))
     assert f"{f1.value:.3f} ({f1.low:.3f}–{f1.high:.3f})" in line
     assert f"{recall.value:.3f} ({recall.low:.3f}–{recall.high:.3f})" in line
-    assert line.endswith(f"| {result.metrics['roc_auc/viral_pneumonia']:.3f} |")
+    ranked = [result.intervals[f"{name}/viral_pneumonia"] for name in ("average_precision",
+                                                                      "roc_auc")]  # fmt: skip
+    cells = " | ".join(f"{s.value:.3f} ({s.low:.3f}–{s.high:.3f})" for s in ranked)
+    assert f"| Viral Pneumonia | 30 | {cells} |" in told
+    for score, name in zip(ranked, ("average_precision", "roc_auc"), strict=True):
+        assert score.low < score.value < score.high
+        assert score.value == pytest.approx(result.metrics[f"{name}/viral_pneumonia"])
+
+
+def scored(value):
+    return {"": value, "_low": value - 0.01, "_high": value + 0.02}
+
+
+def test_calibration_and_promises_are_told_of_each_class():
+    names = {"uncorrected/ece": 0.4, "raw/ece": 0.3, "ece": 0.2, "ece_floor": 0.05,
+             "uncorrected/brier": 0.34, "raw/brier": 0.33, "brier": 0.32, "set_coverage": 0.875,
+             "set_size": 1.5, "selective_coverage": 0.6, "selective_risk": 0.12}  # fmt: skip
+    metrics = {"uncorrected/ece": 0.41} | {
+        f"{name}{end}/lung_opacity": told
+        for name, value in names.items()
+        for end, told in scored(value).items()
+    }
+    facts, _ = made_facts(more_calibration=metrics)
+    told = section(write_card(facts), "Calibration, abstaining, prediction sets")
+    assert "| on the test images | without prior correction | raw | as served |" in told
+    assert "| calibration error (ECE) | 0.410 | 0.200 (0.100–0.300) | 0.050" in told
+    rows = [line for line in told.splitlines() if line.startswith("| Lung\\_Opacity |")]
+    assert [row.removeprefix("| Lung\\_Opacity | ") for row in rows] == [
+        "0.400 (0.390–0.420) | 0.300 (0.290–0.320) | 0.200 (0.190–0.220) | 0.050 (0.040–0.070) |",
+        "0.340 (0.330–0.360) | 0.330 (0.320–0.350) | 0.320 (0.310–0.340) |",
+        "0.875 (0.865–0.895) | 1.500 (1.490–1.520) | 0.600 (0.590–0.620) | 0.120 (0.110–0.140) |",
+    ]
+    assert CardFacts.from_json(facts.to_json()) == facts
+
+
+def external(**changes):
+    told = {"data": "Shen|zhen", "digest": "9" * 64, "classes": "flu as Normal", "images": 1565,
+            "copies": 3, "present": 2, "f1_macro": Score(0.342, 0.312, 0.374),
+            "roc_auc_macro": Score(0.444, 0.395, 0.492), "run_id": "a" * 32}  # fmt: skip
+    return External(**{**told, **changes})
+
+
+def test_external_evaluations_are_all_listed_and_the_same_one_once(facts):
+    told = with_external(facts, external())
+    other = external(digest="8" * 64, data="Montgomery", copies=None, roc_auc_macro=Score(None))
+    told = with_external(with_external(told, other), external(images=1500, run_id="b" * 32))
+    rows = rows_of(section(write_card(told), "External testing"))[1:]
+    assert rows[0] == ["Montgomery, digest 888888888888: flu as Normal", "a" * 32, "1,565",
+                       "not measured", "2 of 4", "0.342 (0.312–0.374)", "not measured"]  # fmt: skip
+    assert rows[1] == ["Shen&#124;zhen, digest 999999999999: flu as Normal", "b" * 32, "1,500", "3",
+                       "2 of 4", "0.342 (0.312–0.374)", "0.444 (0.395–0.492)"]  # fmt: skip
+    assert len(rows) == 2
+    assert CardFacts.from_json(told.to_json()) == told
+    mapped = with_external(told, external(classes="flu as COVID"))
+    assert len(mapped.external) == 3, "under another class map it is another test"
+
+
+def test_a_card_of_before_these_facts_is_read(facts):
+    told = json.loads(facts.to_json())
+    del told["class_calibration"]
+    told |= {"external": {}, "source_floor": 0.464}
+    old = CardFacts.from_json(json.dumps(told))
+    assert old.source_floor == Score(0.464)
+    assert "knowing only the source of a file scores 0.464." in write_card(old)
+    assert "Images of other hospitals: **not measured**" in write_card(old)
 
 
 def test_paths_of_the_machine_stay_out(card, facts):
@@ -447,6 +515,24 @@ def test_unknown_sources_are_no_subgroups():
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium on this machine")
+def test_no_table_has_to_be_scrolled_on_a_screen_of_1200_pixels(tmp_path):
+    ends = {"": 0.111, "_low": 0.1, "_high": 0.2}
+    names = ("uncorrected/ece", "raw/ece", "ece", "ece_floor", "uncorrected/brier", "raw/brier")
+    told = {f"{name}{end}{tail}": value for name in (*names, "brier", "set_coverage", "set_size",
+                                                     "selective_coverage", "selective_risk")
+            for tail in ("", "/lung_opacity") for end, value in ends.items()}  # fmt: skip
+    facts = with_external(made_facts(more_calibration=told)[0], external())
+    (tmp_path / "card.html").write_text(card_page(facts, {}), encoding="utf-8")
+    with open_browser(find_browser()) as browser:
+        page = browser.new_context(viewport={"width": 1200, "height": 800}).new_page()
+        page.goto((tmp_path / "card.html").as_uri())
+        wide = page.evaluate(
+            "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+            ".map(e => e.innerText.slice(0, 80))"
+        )
+    assert wide == []
+
+
 def test_page_shows_in_a_browser_without_fetching_or_overflowing(facts, png, tmp_path):
     (tmp_path / "card.html").write_text(card_page(facts, {"roc": png}), encoding="utf-8")
     asked: list[str] = []

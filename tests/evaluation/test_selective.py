@@ -110,15 +110,21 @@ def test_checked_scores_are_counts_and_intervals_are_a_bootstrap_by_hand():
     scores = selective_scores(y_true, probabilities, CLASSES, 0.7, **options)
     sure = probabilities.max(axis=1) >= 0.7
     wrong = probabilities.argmax(axis=1) != y_true
-    assert scores["selective_coverage"].value == pytest.approx(sure.mean())
-    assert scores["selective_risk"].value == pytest.approx(wrong[sure].mean())
-    assert scores["selective_risk/a"].value == pytest.approx(wrong[sure & (y_true == 0)].mean())
-    assert scores["selective_coverage/b"].value == pytest.approx(sure[y_true == 1].mean())
     names = np.unique(groups)
+
+    def films(flags):  # near-duplicates are one film
+        return np.array([flags[groups == name].any() for name in names])
+
+    for tail, kept in (("", y_true >= 0), ("/a", y_true == 0), ("/b", y_true == 1)):
+        answered, errors = films(kept & sure), films(kept & sure & wrong)
+        coverage, risk = (scores[f"selective_{name}{tail}"].value for name in ("coverage", "risk"))
+        assert coverage == pytest.approx(answered.sum() / films(kept).sum())
+        assert risk == pytest.approx(errors.sum() / answered.sum())
+    answered, errors = films(sure), films(sure & wrong)
     risks, areas = [], []
     for drawn in np.random.default_rng(5).integers(0, len(names), (40, len(names))):
         rows = np.concatenate([np.flatnonzero(groups == names[g]) for g in drawn])
-        risks.append(wrong[rows][sure[rows]].mean())
+        risks.append(errors[drawn].sum() / answered[drawn].sum())
         areas.append(risk_coverage(probabilities[rows].max(axis=1), ~wrong[rows])[2])
     for key, values in (("selective_risk", risks), ("aurc", areas)):
         ends = np.quantile(values, [0.1, 0.9])
@@ -171,6 +177,38 @@ def test_a_group_counts_by_its_least_sure_image():
     grouped = conformal_thresholds(*both, coverage=0.9, per_class=True, groups=groups)
     np.testing.assert_allclose(grouped, once)
     assert (conformal_thresholds(*both, coverage=0.9, per_class=True) > once).any()
+
+
+def test_promise_and_check_count_in_the_same_unit():
+    """Copies of films change neither what is promised nor what is found."""
+    groups = np.r_[np.arange(200), np.repeat(np.arange(40), 5)]  # some films are there six times
+    y_true, probabilities = (np.concatenate([v, np.repeat(v[:40], 5, axis=0)])
+                             for v in labelled(200, 4))  # fmt: skip
+    right = probabilities.argmax(axis=1) == y_true
+    told = choose_threshold(probabilities.max(axis=1), right, risk=0.3, groups=groups)
+    found = selective_scores(
+        y_true, probabilities, CLASSES, told.threshold, groups=groups, samples=10
+    )
+    assert found["selective_risk"].value == pytest.approx(told.observed_risk)
+    assert found["selective_coverage"].value == pytest.approx(told.coverage)
+    thresholds = conformal_thresholds(
+        y_true, probabilities, coverage=0.9, per_class=True, groups=groups
+    )
+    held = set_scores(
+        y_true, prediction_sets(probabilities, thresholds), CLASSES, groups=groups, samples=10
+    )
+    for c, key in enumerate("abc"):
+        films = (y_true[:200] == c).sum()
+        assert held[f"set_coverage/{key}"].value == pytest.approx(
+            np.ceil((films + 1) * 0.9) / films
+        )
+
+
+def test_a_film_is_held_only_if_the_sets_of_all_its_copies_hold_it():
+    sets, y_true = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], bool), np.zeros(3, int)
+    scores = set_scores(y_true, sets, CLASSES, groups=np.array([0, 0, 1]), samples=10)
+    assert scores["set_coverage"].value == 0.5
+    assert scores["set_single"].value == 1
 
 
 def test_set_scores_count():

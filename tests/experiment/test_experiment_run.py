@@ -196,6 +196,15 @@ def test_the_best_on_validation_is_registered(lab, finished):
     champion = client.get_model_version_by_alias("cxr-classifier-demo", "champion")
     assert champion.version == version.version
     assert "cxr-classifier-demo version 1" in lab.parent.data.tags["registered"]
+    assert version.tags["model_card"] == f"runs:/{best.info.run_id}/model_card.html"
+    assert "The model card is among the files of this model" in version.description
+    card = client.download_artifacts(best.info.run_id, "model_card.md", str(lab.folder))
+    text = Path(card).read_text()
+    assert "| registered as | cxr-classifier-demo version 1 (champion; " in text
+    note = best.data.tags["mlflow.note.content"]
+    assert "| registered as | cxr-classifier-demo version 1 (champion; " in note
+    other = next(run for run in done if run.info.run_id != best.info.run_id)
+    assert "| registered as | not registered |" in other.data.tags["mlflow.note.content"]
 
 
 def test_a_new_seed_adds_its_cells_alone_and_time_can_be_up(lab, again):

@@ -23,7 +23,7 @@ from PIL import Image
 from cxr_mlflow.serving import package
 from cxr_mlflow.serving.gate import check_model_loads
 from cxr_mlflow.serving.predictor import open_predictor
-from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, ScorerConfig
+from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, Prior, ScorerConfig
 from tools.mlflow_server import free_port, running
 
 pytestmark = pytest.mark.slow
@@ -145,6 +145,7 @@ def test_a_model_that_promises_something_is_logged_with_it_and_passes_the_gate(
         temperature=2.0,
         abstaining=Abstaining(threshold=0.9, risk=0.05, delta=0.05),
         prediction_sets=PredictionSets(thresholds=(0.4, 0.0), coverage=0.9, per_class=True),
+        prior=Prior(shares=(0.8, 0.2), shift=(0.5, -0.9)),
     )
     path.write_text(config.dumps())
     uri = package.log_model(path.parent, run_id=run_id)
@@ -158,6 +159,8 @@ def test_a_model_that_promises_something_is_logged_with_it_and_passes_the_gate(
     assert told["calibration"] == {"temperature": 2.0}
     assert told["abstaining"] == {"threshold": 0.9, "risk": 0.05, "delta": 0.05}
     assert told["prediction_sets"]["coverage"] == 0.9
+    assert told["prior"] == {"shares": [0.8, 0.2], "shift": [0.5, -0.9]}
+    assert told["promises"].startswith("approximate: ")
 
     calibrated = 1 / (1 + np.exp((16 * np.array(GREYS) / 255 - 8) / 2))
     expected = np.column_stack([calibrated, 1 - calibrated])

@@ -21,7 +21,7 @@ from PIL import Image
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.serving import scorer as scorer_module
 from cxr_mlflow.serving.scorer import BATCH, MOST_AT_ONCE, Scorer, softmax
-from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, ScorerConfig
+from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, Prior, ScorerConfig
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -292,13 +292,15 @@ def test_a_folder_of_another_format_is_refused(brightness_model, change, told):
 def test_what_is_promised_is_kept_in_the_folder(brightness_model, threshold):
     path = brightness_model() / "scorer.json"
     plain = ScorerConfig.read(path)
-    assert (plain.abstaining, plain.prediction_sets) == (None, None)  # an older folder
-    assert "abstaining" not in plain.dumps()  # an older version can read it
+    assert (plain.abstaining, plain.prediction_sets, plain.prior) == (None,) * 3  # an older folder
+    for name in ("abstaining", "prior"):
+        assert name not in plain.dumps()  # an older version can read it
     promising = replace(
         plain,
         temperature=1.7,
         abstaining=Abstaining(threshold=threshold, risk=0.05, delta=0.1),
         prediction_sets=PredictionSets(thresholds=(0.0, 0.25), coverage=0.9, per_class=True),
+        prior=Prior(shares=(0.8, 0.2), shift=(0.47, -0.9162907318741551)),
     )
     path.write_text(promising.dumps())
     assert "Infinity" not in path.read_text()
@@ -313,6 +315,12 @@ def test_prediction_sets_that_do_not_fit_the_classes_are_refused(brightness_mode
     two = replace(sets, thresholds=(0.1, 0.2))
     with pytest.raises(InputError, match="'a; b' holds '; '"):
         replace(plain, classes=("a; b", "c"), prediction_sets=two)
+
+
+def test_class_shares_that_do_not_fit_the_classes_are_refused(brightness_model):
+    plain = ScorerConfig.read(brightness_model() / "scorer.json")
+    with pytest.raises(InputError, match="2 class shares and 1 shifts of logits for 2 classes"):
+        replace(plain, prior=Prior(shares=(0.8, 0.2), shift=(0.0,)))
 
 
 def test_a_missing_file_is_named(brightness_model, tmp_path):

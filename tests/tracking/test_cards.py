@@ -8,11 +8,19 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cxr_mlflow.evaluation.model_card import DESCRIPTION_LIMIT, CardFacts, write_brief, write_card
+from cxr_mlflow.evaluation.model_card import (
+    DESCRIPTION_LIMIT,
+    CardFacts,
+    External,
+    write_brief,
+    write_card,
+)
+from cxr_mlflow.evaluation.score import Score
 from cxr_mlflow.serving.gate import GateReport
 from cxr_mlflow.tracking.cards import (
     FIGURE_FILES,
     add_control_models,
+    add_external,
     deliver_card,
     publish_card,
     read_card,
@@ -26,6 +34,7 @@ from cxr_mlflow.tracking.tracker import Tracker
 
 NAME = "cxr-classifier"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8) + (7).to_bytes(4, "big") * 2
+SCORE = Score(0.8, 0.7, 0.9)
 CARD_FILES = ("model_card.html", "model_card.json", "model_card.md")
 
 
@@ -84,6 +93,21 @@ def test_control_models_are_told_wherever_the_card_is(placed, found_controls):
     add_control_models(tracker, found_controls({"mask-only": 9}))
     assert told not in version().description, "all that was found is told anew"
     assert "on the outline of the lungs 0.600" in version().description
+
+
+def test_an_external_evaluation_is_told_wherever_the_card_is(placed):
+    tracker, facts = placed
+    found = External("Shenzhen", "9" * 64, "flu as Normal", 565, 3, 1, SCORE, SCORE, "a" * 32)
+    assert not add_external(tracker, found), "no card, no change"
+    facts = replace(facts, digests={"data": "d" * 64})
+    publish_card(tracker, facts, {"roc": PNG})
+    assert not add_external(tracker, replace(found, digest="d" * 64)), "the run's own data"
+    assert add_external(tracker, found)
+    for uri in (f"runs:/{tracker.run_id}/model_card.md", f"models:/{NAME}/1/model_card.md"):
+        assert "| Shenzhen, digest 999999999999: flu as Normal |" in text_of(uri)
+        assert "Images of other hospitals" not in text_of(uri)
+    assert "<img " in text_of(f"models:/{NAME}/1/model_card.html"), "figures stay"
+    assert read_card(tracker.run_id)[0].external == (found,)
 
 
 def test_a_card_that_was_told_to_a_journal_arrives_with_what_mlflow_answered(
