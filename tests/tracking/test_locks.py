@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import filelock
@@ -47,7 +48,7 @@ def test_an_sqlite_store_has_it_beside_it_from_every_folder(tmp_path, monkeypatc
 
 def test_the_folder_does_not_follow_the_jobs_own_temporary_one(tmp_path, monkeypatch):
     monkeypatch.delenv("CXR_LOCK_DIR")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # as $TMPDIR, for a new process
     assert not lock_of("http://h:5000", "start").is_relative_to(tmp_path)
 
 
