@@ -12,7 +12,7 @@ from cxr_mlflow.config import flag
 from cxr_mlflow.describe import Plan
 from cxr_mlflow.tracking.journaled import JournaledRun
 from cxr_mlflow.tracking.unfinished import Command, Unfinished, others_like
-from cxr_mlflow.training.checkpoint import digest_of
+from cxr_mlflow.weights import digest_of
 
 NOT_THE_RUN = frozenset({"fresh", "checkpoint_minutes", "workers", "cache_dir"})
 """Options that change no result, nor where it is told."""
@@ -103,9 +103,13 @@ def undelivered_lines(run: JournaledRun) -> list[str]:
     """Say what of a finished run MLflow has not got."""
     if run.is_delivered:
         return []
-    missing = len(run.journal) - run.journal.sent
-    why = run.delivery.refusal or run.delivery.trouble or "no answer"
+    sent, number = run.journal.sent, len(run.journal)
+    kept = f"! Nothing is lost: they are in {run.journal.folder}. {SYNC}."
+    if sent < number:
+        why = run.delivery.refusal or run.delivery.trouble or "no answer"
+        return [f"! {number - sent} of {number} records are not at MLflow yet ({why}).", kept]
+    refused = len(run.delivery.refusals)
     return [
-        f"! {missing} of {len(run.journal)} records are not at MLflow yet ({why}).",
-        f"! Nothing is lost: they are in {run.journal.folder}. {SYNC}.",
+        f"! MLflow did not accept {refused} of {number} records ({run.delivery.refusal}).",
+        kept,
     ]

@@ -16,11 +16,11 @@ from cxr_mlflow.registration import GATE_FILE, enter_registry, gate_text
 from cxr_mlflow.serving.gate import GateReport, check_model_loads
 from cxr_mlflow.serving.package import find_logged, log_model
 from cxr_mlflow.tracking.cards import deliver_card
-from cxr_mlflow.tracking.delivery import Handler, Remote
 from cxr_mlflow.tracking.journal import Record
 from cxr_mlflow.tracking.journaled import JournaledLog
 from cxr_mlflow.tracking.record import record_note
 from cxr_mlflow.tracking.registry import NotRegistered
+from cxr_mlflow.tracking.remote import Handler, Remote
 
 PENDING = "registration pending"
 """Stands in a note until MLflow has taken the model; then what it became stands there."""
@@ -37,8 +37,8 @@ def tell_model(run: JournaledLog, folder: Path, tags: Mapping[str, str]) -> None
     tags : mapping
         Of the logged model.
     """
-    run.journal.keep("model", folder)
-    run.once("model", "model", {"folder": "model", "tags": dict(tags)})
+    told = {"folder": "model", "tags": dict(tags)}
+    run.once("model", "model", told, files={"model": folder})
 
 
 def tell_gate(
@@ -55,15 +55,17 @@ def tell_gate(
     images, masks, expected
         As `serving.gate.check_model_loads` takes them.
     """
-    for kind, files in (("image", images), ("mask", masks or [])):
-        for place, content in enumerate(files):
-            run.journal.keep(f"gate/{kind}-{place}", content)
+    kept: dict[str, bytes | Path] = {
+        f"gate/{kind}-{place}": content
+        for kind, files in (("image", images), ("mask", masks or []))
+        for place, content in enumerate(files)
+    }
     told = {
         "num_images": len(images),
         "masked": masks is not None,
         "expected": expected.tolist(),
     }
-    run.once("gate", "gate", told)
+    run.once("gate", "gate", told, files=kept)
 
 
 def tell_registration(

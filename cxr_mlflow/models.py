@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet18_Weights, resnet18
 
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.weights import read_state
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -242,40 +241,6 @@ def fetch_imagenet() -> dict[str, Tensor]:
             f"({reason}). Go online once, put the file into torch's cache, or pass --weights FILE"
         )
     return result[0]
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running anything that is in the file.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, of another kind, damaged, or more than plain tensors.
-    """
-    if not path.is_file():
-        raise InputError(f"--weights={path}: no such file; also allowed: auto, imagenet, none")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        if path.suffix in (".pth", ".pt"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise InputError(f"--weights={path}: a .pth or .safetensors file is wanted")
-    except InputError:
-        raise
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"--weights={path}: damaged file ({_first_line(error)})") from error
-    except Exception as error:  # pickle's own errors share no base class
-        raise InputError(
-            f"--weights={path}: holds more than tensors, or is no state dict ({_first_line(error)})"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"--weights={path}: not a state dict (names to tensors)")
-    return state
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _fit(

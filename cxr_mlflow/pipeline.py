@@ -95,7 +95,13 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
     command = command_of(plan, tracking_uri, tags or {})
     made_with = {**package_versions(), "code": code_digest(), "device": str(device)}
     made_with["threads"] = str(torch.get_num_threads())
-    with claim(command, evidence_of(plan), made_with, fresh=config.tracking.fresh) as unfinished:
+    with claim(
+        command,
+        evidence_of(plan),
+        made_with,
+        fresh=config.tracking.fresh,
+        say=lambda line: console.print(f"! {line}", style="bold yellow", markup=False),
+    ) as unfinished:
         announce_attempt(console, unfinished, made_with)
         journal = Journal(unfinished.journal)
         try:

@@ -33,9 +33,9 @@ from cxr_mlflow.serving.package import write_folder
 from cxr_mlflow.tracking.journaled import JournaledRun
 from cxr_mlflow.tracking.record import record_epoch, record_start
 from cxr_mlflow.tracking.tracker import Log
-from cxr_mlflow.training.checkpoint import save_weights
 from cxr_mlflow.training.fitting import Trained, training_set
 from cxr_mlflow.training.loop import EpochResult
+from cxr_mlflow.weights import save_weights
 
 
 class EpochRecorder:

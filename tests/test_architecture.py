@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
         *("data.audit_shortcuts", "data.audit_sources"),
     },
     {"data.dataset", "data.prepare"},
-    {"models", "strategies"},
+    {"models", "strategies", "weights"},
     {"training.loop", "training.callbacks", "training.checkpoint", "training.fitting"},
     {
         *("evaluation.cells",),
@@ -67,7 +67,7 @@ LAYERS: list[set[str]] = [
         *("tracking.tracker", "tracking.journal", "tracking.delivery", "tracking.journaled"),
         *("tracking.unfinished", "tracking.processes", "tracking.system_metrics"),
         *("tracking.comparison", "tracking.registry", "tracking.cards"),
-        *("tracking.origin",),
+        *("tracking.origin", "tracking.remote", "tracking.answers", "tracking.locks"),
     },
     {"inside", "explain"},
     {"describe", "registration", "handover", "compare", "controls", "calibrate", "card"},

@@ -25,9 +25,19 @@ def find_postgres() -> Path | None:
     return next((f for f in folders if (f / "initdb").is_file()), None)
 
 
+def postgres_uri(port: int) -> str:
+    """URI, as MLflow takes it, of the server at a port of this machine."""
+    return f"postgresql://cxr@127.0.0.1:{port}/postgres"
+
+
 @contextmanager
-def serve_postgres() -> Iterator[str]:
-    """Run an empty database server; yield its URI, as MLflow takes it.
+def serve_postgres(port: int | None = None) -> Iterator[str]:
+    """Run an empty database server; yield its URI.
+
+    Parameters
+    ----------
+    port : int, optional
+        A free one by default.
 
     Raises
     ------
@@ -40,7 +50,7 @@ def serve_postgres() -> Iterator[str]:
     if programs is None:
         raise RuntimeError("PostgreSQL is not installed (Debian: apt install postgresql)")
     user = _unprivileged() if os.geteuid() == 0 else None
-    port = free_port()
+    port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="cxr-postgres-") as folder:
         data = Path(folder) / "data"
         if user:
@@ -61,7 +71,7 @@ def serve_postgres() -> Iterator[str]:
         log = str(Path(folder) / "log")
         run("pg_ctl", "-D", str(data), "-w", "-l", log, "-o", options, "start")
         try:
-            yield f"postgresql://cxr@127.0.0.1:{port}/postgres"
+            yield postgres_uri(port)
         finally:
             run("pg_ctl", "-D", str(data), "-w", "-m", "immediate", "stop")
 

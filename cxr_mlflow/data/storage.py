@@ -23,6 +23,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 ANOTHER_CACHE = "name another folder with --cache-dir"
+TORN = ".part"
+"""How the name of a file or folder ends that is not whole yet."""
 NUM_THREADS = os.cpu_count() or 1
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -43,6 +45,21 @@ def explained(folder: Path, advice: str) -> Iterator[None]:
         raise
 
 
+def make_folder(folder: Path) -> Path:
+    """Make a folder and those above it; on return their names are on the disk, not only in memory.
+
+    Returns
+    -------
+    Path
+        `folder`.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in reversed(missing):
+        sync(place.parent)
+    return folder
+
+
 @contextmanager
 def write_whole(path: Path, advice: str = ANOTHER_CACHE) -> Iterator[Path]:
     """Write a file so that readers see all of it or the old one, also after a crash.
@@ -60,8 +77,8 @@ def write_whole(path: Path, advice: str = ANOTHER_CACHE) -> Iterator[Path]:
         A temporary file beside `path`, which takes its place when the block ends without error.
     """
     with explained(path.parent, advice):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        make_folder(path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=TORN, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -72,6 +89,40 @@ def write_whole(path: Path, advice: str = ANOTHER_CACHE) -> Iterator[Path]:
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def copy_whole(source: Path, target: Path, advice: str = ANOTHER_CACHE) -> None:
+    """Copy a folder so that a torn copy never has its name; one that is there is replaced.
+
+    Parameters
+    ----------
+    source, target : Path
+    advice : str
+        As `write_whole` takes it.
+    """
+    with explained(target.parent, advice):
+        make_folder(target.parent)
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}-", suffix=TORN, dir=target.parent)
+        )
+        try:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+            for path in (*temporary.rglob("*"), temporary):
+                sync(path)
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(temporary, target)
+            sync(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what killed processes left half written, in a folder that is this process's alone."""
+    for path in sorted(folder.rglob(f".*{TORN}"), reverse=True):  # what is inside comes first
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def build_folder(folder: Path, build: Callable[[Path], object]) -> Path:
@@ -94,7 +145,7 @@ def build_folder(folder: Path, build: Callable[[Path], object]) -> Path:
     if folder.is_dir():
         return folder
     with explained(folder.parent, ANOTHER_CACHE):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if folder.is_dir():
                 return folder

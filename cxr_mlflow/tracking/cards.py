@@ -19,10 +19,10 @@ from cxr_mlflow.evaluation.model_card import (
     write_brief,
     write_card,
 )
-from cxr_mlflow.tracking.delivery import Remote
 from cxr_mlflow.tracking.journal import Record
 from cxr_mlflow.tracking.journaled import JournaledLog
 from cxr_mlflow.tracking.registry import describe_versions_of
+from cxr_mlflow.tracking.remote import Remote
 from cxr_mlflow.tracking.tracker import Tracker
 
 MARKDOWN, PAGE, FACTS = "model_card.md", "model_card.html", "model_card.json"

@@ -1,7 +1,8 @@
 """What a run tells, on this machine's disk before MLflow hears of it. Knows no MLflow.
 
 A journal is a folder: `records`, one line each with its checksum; `files`, what goes to the run's
-artifacts; `sent`, how many records have arrived; `remote.json`, what the other side answered.
+artifacts; `sent`, how many records were sent; `refused.json`, the first that was not taken;
+`remote.json`, what the other side answered.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxr_mlflow.data.storage import explained, sync, write_whole
+from cxr_mlflow.data.storage import copy_whole, explained, make_folder, sync, write_whole
 from cxr_mlflow.errors import InputError
 
 ADVICE = "name another folder with $CXR_STATE_DIR"
@@ -35,6 +36,18 @@ class Record:
     told: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Refused:
+    """The first record that the other side did not take."""
+
+    number: int
+    why: str
+
+
+class DamagedJournal(InputError):
+    """A line of it is not what was written: what came behind it cannot be told in order."""
+
+
 class Journal:
     """Records of one run. What `append` has returned from survives the death of this process.
 
@@ -46,17 +59,19 @@ class Journal:
 
     Raises
     ------
+    DamagedJournal
+        If an earlier line is damaged.
     InputError
-        If an earlier line is damaged, or the disk is full or closed.
+        If the disk is full or closed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._changed = threading.Condition()
         with explained(folder, ADVICE):
-            (folder / "files").mkdir(parents=True, exist_ok=True)
+            make_folder(folder / "files")
             self._path = folder / "records"
-            self._records, whole = _read(self._path)
+            self._records, whole = read_records(self._path)
             with self._path.open("ab") as file:
                 file.truncate(whole)
             sync(folder)
@@ -86,18 +101,14 @@ class Journal:
         be followed by one that means the new.
         """
         target = self.folder / "files" / name
-        with explained(self.folder, ADVICE):
-            if isinstance(content, Path) and content.is_dir():
-                shutil.rmtree(target, ignore_errors=True)
-                shutil.copytree(content, target)
-                for path in (*target.rglob("*"), target):
-                    sync(path)
-            else:
-                with write_whole(target, ADVICE) as part:
-                    if isinstance(content, Path):
-                        shutil.copyfile(content, part)
-                    else:
-                        part.write_bytes(content)
+        if isinstance(content, Path) and content.is_dir():
+            copy_whole(content, target, ADVICE)
+        else:
+            with write_whole(target, ADVICE) as part:
+                if isinstance(content, Path):
+                    shutil.copyfile(content, part)
+                else:
+                    part.write_bytes(content)
         return name
 
     def path(self, name: str) -> Path:
@@ -123,7 +134,7 @@ class Journal:
 
     @property
     def sent(self) -> int:
-        """How many records have arrived."""
+        """How many records were sent; all have arrived but those from `refused` on."""
         try:
             return int((self.folder / "sent").read_text())
         except (OSError, ValueError):  # then they are sent again, which changes nothing
@@ -137,7 +148,28 @@ class Journal:
     @property
     def all_sent(self) -> bool:
         """Whether everything told has arrived."""
-        return self.sent >= len(self)
+        return self.sent >= len(self) and self.refused is None
+
+    @property
+    def refused(self) -> Refused | None:
+        """First record that the other side did not take; None if there is none."""
+        try:
+            return Refused(**json.loads((self.folder / "refused.json").read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def skip(self, number: int, why: str) -> None:
+        """Note that the other side did not take a record, and go on behind it."""
+        if self.refused is None:
+            with write_whole(self.folder / "refused.json", ADVICE) as part:
+                part.write_text(json.dumps({"number": number, "why": why}), encoding="utf-8")
+        self.sent = number + 1
+
+    def send_again(self) -> None:
+        """Go back to the first record that was not taken, if there is one."""
+        if refused := self.refused:
+            self.sent = min(self.sent, refused.number)
+            (self.folder / "refused.json").unlink()
 
     @property
     def remote(self) -> dict[str, str]:
@@ -161,8 +193,14 @@ def _line(record: Record) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _read(path: Path) -> tuple[list[Record], int]:
-    """Records of a file, and how many of its bytes they take."""
+def read_records(path: Path) -> tuple[list[Record], int]:
+    """Records of a file, and how many of its bytes they take; the file stays as it is.
+
+    Raises
+    ------
+    DamagedJournal
+        If a line before the last is damaged.
+    """
     records: list[Record] = []
     whole = 0
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
@@ -172,7 +210,7 @@ def _read(path: Path) -> tuple[list[Record], int]:
             records.append(Record(*json.loads(text)))
             whole += len(line)
         elif place < len(lines) - 1:
-            raise InputError(
+            raise DamagedJournal(
                 f"{path}: line {place + 1} is damaged; --fresh true starts the run over"
             )
     return records, whole

@@ -15,9 +15,10 @@ from mlflow.tracking.context import registry as context_registry
 
 from cxr_mlflow.environment import unless_set
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.tracking.delivery import JOURNAL, REQUEST, Delivery, Handler
+from cxr_mlflow.tracking.delivery import REQUEST, Delivery
 from cxr_mlflow.tracking.journal import Journal
 from cxr_mlflow.tracking.processes import end_with_parent, own_process
+from cxr_mlflow.tracking.remote import JOURNAL, Handler
 from cxr_mlflow.tracking.run import Stopped, Terminated, joined_run, sigterm_raises
 from cxr_mlflow.tracking.system_metrics import PREFIX, SystemMetrics
 from cxr_mlflow.tracking.tracker import Log, describe_dataset
@@ -27,9 +28,9 @@ FIRST_CONTACT_SECONDS = 10.0
 LAST_SECONDS = 60.0
 """Longest time without any progress after which a finished training no longer waits for MLflow."""
 LAST_SECONDS_KILLED = 20.0
-"""The same where the training was asked to stop: less than the grace most schedulers give."""
+"""Longest time in all where it was asked to stop: less than the grace most schedulers give."""
 LAST_SECONDS_KILLED_IN_TROUBLE = 5.0
-"""The same while MLflow answers with errors, or not."""
+"""Longest time without any progress then, while MLflow answers with errors, or not."""
 
 
 class JournaledLog(Log):
@@ -119,18 +120,25 @@ class JournaledLog(Log):
     def log_image(self, png: bytes, key: str, step: int) -> None:
         """Log a picture under a key, unless there is one of this key and step."""
         name = f"images/{key}+{step}.png"
-        if name not in self._once:
-            self.journal.keep(name, png)
-            self.once("image", name, {"file": name, "key": key, "step": step})
+        self.once("image", name, {"file": name, "key": key, "step": step}, files={name: png})
 
     def log_dataset(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
         """Log a table of images as an MLflow dataset input of the run."""
         dataset = describe_dataset(table, name=name, digest=digest)
         self.once("dataset", f"dataset {context}", {"dataset": dataset, "context": context})
 
-    def once(self, verb: str, name: str, told: Mapping[str, object]) -> None:
-        """Add a record unless an earlier attempt added one of that name."""
+    def once(
+        self,
+        verb: str,
+        name: str,
+        told: Mapping[str, object],
+        *,
+        files: Mapping[str, bytes | Path] | None = None,
+    ) -> None:
+        """Add a record, and keep its files, unless an earlier attempt added one of that name."""
         if name not in self._once:
+            for file, content in (files or {}).items():
+                self.journal.keep(file, content)
             self.journal.append(verb, {**told, "once": name})
             self._once.add(name)
 
@@ -194,10 +202,9 @@ def open_journaled(
         run.log_params(params)
         run.delivery.start()
         status, failure = "FAILED", ""
-        patience, in_trouble = LAST_SECONDS, LAST_SECONDS
+        patience: dict[str, float] = {"seconds": LAST_SECONDS}
         try:
-            run.delivery.wait(seconds=FIRST_CONTACT_SECONDS)
-            if error := run.delivery.refusal:
+            if error := run.delivery.wait_for_opening(seconds=FIRST_CONTACT_SECONDS):
                 raise (
                     error
                     if isinstance(error, InputError)
@@ -210,7 +217,11 @@ def open_journaled(
             status = "FINISHED"
         except (KeyboardInterrupt, Terminated, Stopped) as error:
             status = "KILLED"
-            patience, in_trouble = LAST_SECONDS_KILLED, LAST_SECONDS_KILLED_IN_TROUBLE
+            patience = {
+                "seconds": LAST_SECONDS_KILLED,
+                "in_trouble": LAST_SECONDS_KILLED_IN_TROUBLE,
+                "at_most": LAST_SECONDS_KILLED,
+            }
             failure = str(error) if isinstance(error, Stopped) else type(error).__name__
             raise
         except BaseException as error:
@@ -218,5 +229,5 @@ def open_journaled(
             raise
         finally:
             journal.append("end", {"status": status, "failure": failure})
-            run.delivery.wait(seconds=patience, in_trouble=in_trouble)
+            run.delivery.wait(**patience)
             run.delivery.stop()

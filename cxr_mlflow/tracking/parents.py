@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities.paged_list import PagedList
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.tracking.processes import HOST, is_dead
@@ -152,21 +156,13 @@ def find_parent(experiment: str, name: str, test_digest: str | None = None) -> R
 
 def children_of(parent: Run) -> list[Child]:
     """Runs under a parent run, oldest first."""
-    client = mlflow.MlflowClient()
-    found: list[Child] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            [parent.info.experiment_id],
-            f"tags.`{PARENT}` = '{parent.info.run_id}'",
-            order_by=["attributes.start_time ASC"],
-            max_results=PAGE,
-            page_token=token,
-        )
-        found += [Child(run) for run in page]
-        token = page.token
-        if not token:
-            return found
+    search = partial(
+        mlflow.MlflowClient().search_runs,
+        [parent.info.experiment_id],
+        f"tags.`{PARENT}` = '{parent.info.run_id}'",
+        order_by=["attributes.start_time ASC"],
+    )
+    return [Child(run) for run in all_pages(search)]
 
 
 def end_dead(run_id: str, why: str) -> None:
@@ -189,8 +185,8 @@ def link(run_id: str, other: Run) -> None:
         client.set_tag(run_id, name, value)
 
 
-def close_dead_runs(experiment_id: str) -> list[str]:
-    """End the runs of an experiment that are RUNNING though their process here is gone.
+def close_dead_runs() -> list[str]:
+    """End the runs of every experiment that are RUNNING though their process here is gone.
 
     Returns
     -------
@@ -198,12 +194,31 @@ def close_dead_runs(experiment_id: str) -> list[str]:
         Their ids.
     """
     client = mlflow.MlflowClient()
+    places = [found.experiment_id for found in all_pages(client.search_experiments)]
     told = f"attributes.status = 'RUNNING' and tags.{HOST} = '{platform.node()}'"
-    dead = [
-        run.info.run_id
-        for run in client.search_runs([experiment_id], told, max_results=PAGE)
-        if is_dead(run.data.tags)
-    ]
-    for run_id in dead:
-        end_dead(run_id, "its process died without a word")
+    dead = []
+    for start in range(0, len(places), PAGE):
+        search = partial(client.search_runs, places[start : start + PAGE], told)
+        for run in list(all_pages(search)):
+            with contextlib.suppress(MlflowException):  # deleted meanwhile, or not ours to end
+                if _is_dead(run) and _is_dead(client.get_run(run.info.run_id)):
+                    end_dead(run.info.run_id, "its process died without a word")
+                    dead.append(run.info.run_id)
     return dead
+
+
+def _is_dead(run: Run) -> bool:
+    """Whether a run is open and its process gone; asked twice, for its command may go on."""
+    started = (run.info.start_time or 0) / 1000
+    return run.info.status == "RUNNING" and is_dead(run.data.tags, started=started)
+
+
+def all_pages(search: Callable[..., PagedList[Any]]) -> Iterator[Any]:
+    """Yield all that a search of MLflow finds, page by page."""
+    token = None
+    while True:
+        page = search(max_results=PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return

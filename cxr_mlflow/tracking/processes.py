@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -17,39 +18,71 @@ HOST, PROCESS, HEARTBEAT = "host", "process", "heartbeat"
 """Tags of a run: machine; process id, start, boot and pid namespace; last sign of life (s)."""
 SILENCE_SECONDS = 600.0
 """A run that another system on a machine of our name started is dead after so long a silence."""
+HEARTBEAT_SECONDS = 60.0
 POLL_SECONDS = 1.0
 CLOCK_SECONDS = 2.0
 """By how much the clock may be set while a process lives: its start is told from the boot's."""
 
 
 def own_process() -> dict[str, str]:
-    """Tags that tell this process from every other one."""
+    """Tags that tell this process from every other one, and that it lives now."""
     process = psutil.Process()
     told = f"{process.pid}@{process.create_time():.2f}"
-    return {HOST: platform.node(), PROCESS: " ".join([told, *_system()])}
+    return {HOST: platform.node(), PROCESS: " ".join([told, *_system()]), **heartbeat()}
 
 
-def is_dead(tags: Mapping[str, str], now: float | None = None) -> bool:
+def heartbeat() -> dict[str, str]:
+    """Tag that says that a process lives now."""
+    return {HEARTBEAT: f"{time.time():.0f}"}
+
+
+@contextmanager
+def beating(beat: Callable[[], None]) -> Iterator[None]:
+    """Show a sign of life every minute, in a thread, for as long as the block lasts.
+
+    Parameters
+    ----------
+    beat : callable
+        What it raises is let pass: the next one comes in a minute.
+    """
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            with suppress(Exception):
+                beat()
+
+    threading.Thread(target=go_on, daemon=True, name="heartbeat").start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def is_dead(tags: Mapping[str, str], *, started: float = 0.0, now: float | None = None) -> bool:
     """Whether the process of an open run is known to be gone.
 
-    On the same boot and in the same pid namespace the process table is the proof. Otherwise the
-    machine was started anew, or the run is in another container: there silence decides.
+    On the same boot and in the same pid namespace the process table is the proof, where it shows
+    the processes of others. Otherwise the machine was started anew, or the run is in another
+    container: there silence decides.
 
     Parameters
     ----------
     tags : mapping
         Of the run.
+    started : float
+        Seconds since 1970 when the run began, for one that never gave a sign of life.
     now : float, optional
         Seconds since 1970.
     """
     told = tags.get(PROCESS, "").split(" ")
     if tags.get(HOST) != platform.node() or len(told) != 3:
         return False
-    if told[1:] == _system():
+    if told[1:] == _system() and psutil.pid_exists(1):
         pid, _, start = told[0].partition("@")
         found = _started(int(pid))
         return found is None or abs(found - float(start)) > CLOCK_SECONDS
-    beat = float(tags.get(HEARTBEAT) or 0)
+    beat = float(tags.get(HEARTBEAT) or started)
     return (now or time.time()) - beat > SILENCE_SECONDS
 
 

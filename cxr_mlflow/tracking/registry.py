@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +18,12 @@ from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.intervals import Interval
 from cxr_mlflow.evaluation.model_card import DESCRIPTION_LIMIT
 from cxr_mlflow.tracking.comparison import NotComparable, compare_tests
+from cxr_mlflow.tracking.locks import hold, lock_of, sqlite_file
 from cxr_mlflow.tracking.run import DEFAULT_URI, use_tracking_uri
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
 LOCK_SECONDS = 300.0
-SQLITE = "sqlite:///"
 TRIES = 3
 CUT = "\n\n(Cut here for length: see README.md among the artifacts of the run.)\n"
 
@@ -198,7 +196,7 @@ def use_registry() -> str:
         If there is no store, or it does not answer.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if file and not file.is_file():
         raise InputError(
             f"{uri}: no such tracking store; go to the folder where you trained, or set "
@@ -245,24 +243,14 @@ def get_version(client: mlflow.MlflowClient, name: str, version: str) -> ModelVe
 
 
 def default_lock() -> Path:
-    """Lock file of the registry in use: beside an sqlite file, else in the temporary folder."""
-    uri = mlflow.get_registry_uri()
-    if file := _sqlite_file(uri):
-        return file.with_name(f"{file.name}.registry.lock")
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"cxr-mlflow-registry-{name}.lock"
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    if not uri.startswith(SQLITE):
-        return None
-    return Path(uri.removeprefix(SQLITE).partition("?")[0]).resolve()
+    """Lock file of the registry in use."""
+    return lock_of(mlflow.get_registry_uri(), "registry")
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     try:
-        with filelock.FileLock(path, timeout=LOCK_SECONDS):
+        with hold(path, seconds=LOCK_SECONDS):
             yield
     except filelock.Timeout as error:
         raise InputError(

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import signal
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-import filelock
 import mlflow
 from mlflow.entities import RunStatus
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_mlflow.environment import unless_set
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.tracking.processes import end_with_parent, own_process
+from cxr_mlflow.tracking.locks import SQLITE, hold, is_database, is_server, lock_of
+from cxr_mlflow.tracking.parents import close_dead_runs
+from cxr_mlflow.tracking.processes import beating, end_with_parent, heartbeat, own_process
 from cxr_mlflow.tracking.tracker import Tracker
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 """MLflow would try a dead server for minutes by itself."""
+MIGRATION_SECONDS, MIGRATION_PAUSE = 30.0, 1.0
+"""For so long a database that does not answer may be one whose tables another machine makes."""
 
 
 def use_tracking_uri() -> str:
@@ -37,14 +41,29 @@ def use_tracking_uri() -> str:
         If the store does not answer.
     """
     uri = set_tracking_uri()
-    with _first_start_lock(uri), unless_set(FIRST_CONTACT):
-        try:
-            mlflow.MlflowClient().search_experiments(max_results=1)
-        except mlflow.exceptions.MlflowException as error:
-            raise InputError(
-                f"MLFLOW_TRACKING_URI={uri}: the tracking store does not answer ({error.message})"
-            ) from error
-    return uri
+    deadline = time.monotonic() + (MIGRATION_SECONDS if is_database(uri) else 0)
+    with unless_set(FIRST_CONTACT):
+        while True:
+            try:
+                ask_store()
+                return uri
+            except (MlflowException, SQLAlchemyError) as error:
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"MLFLOW_TRACKING_URI={uri}: the tracking store does not answer ({error})"
+                    ) from error
+            time.sleep(MIGRATION_PAUSE)
+
+
+def ask_store() -> None:
+    """Ask MLflow's store for anything at all; raises if it does not answer.
+
+    A database without tables is given them: by one process of a machine at a time, for two at once
+    crash one of them.
+    """
+    uri = mlflow.get_tracking_uri()
+    with nullcontext() if is_server(uri) else hold(lock_of(uri, "start")):
+        mlflow.MlflowClient().search_experiments(max_results=1)
 
 
 def set_tracking_uri(uri: str | None = None) -> str:
@@ -54,6 +73,7 @@ def set_tracking_uri(uri: str | None = None) -> str:
     """
     for name in ("mlflow", "alembic"):  # their news of every step would drown ours
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # and of every try
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     mlflow.set_tracking_uri(uri)
     return uri
@@ -63,7 +83,7 @@ def open_store() -> str:
     """Point MLflow at its store; return where it is, the same text from whichever folder.
 
     A store that is a file here must open, for nothing but a wrong name keeps it from doing so. A
-    server may be away: the journal waits for it.
+    server or a database may be away: the journal waits for it.
 
     Raises
     ------
@@ -71,23 +91,12 @@ def open_store() -> str:
         If a local store cannot be opened.
     """
     uri = set_tracking_uri()
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri) or is_database(uri):
         return uri
     use_tracking_uri()
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
     return uri
-
-
-@contextmanager
-def _first_start_lock(uri: str) -> Iterator[None]:
-    """Let one process at a time create a store's tables: two at once crash one of them."""
-    if uri.startswith(("http://", "https://")):
-        yield
-        return
-    name = hashlib.sha256(f"{Path.cwd()}|{uri}".encode()).hexdigest()[:16]
-    with filelock.FileLock(Path(tempfile.gettempdir()) / f"cxr-mlflow-{name}.lock"):
-        yield
 
 
 def joined_run() -> str | None:
@@ -138,7 +147,10 @@ def open_run(
             )
             if "failure" in run.data.tags:  # of an earlier attempt
                 mlflow.delete_tag("failure")
-            yield Tracker(run.info.run_id, run.info.experiment_id)
+            close_dead_runs()
+            log = Tracker(run.info.run_id, run.info.experiment_id)
+            with beating(lambda: log.set_tags(heartbeat())):
+                yield log
             status = RunStatus.FINISHED
         except (KeyboardInterrupt, Terminated, Stopped) as error:
             status = RunStatus.KILLED

@@ -16,6 +16,8 @@ from cxr_mlflow.errors import InputError
 from cxr_mlflow.tracking.tracker import Log
 
 SECONDS = 10.0
+LAST_SECONDS = 5.0
+"""Longest wait for a measurement that is under way in the end: a driver may hang."""
 PREFIX = "system/"
 
 
@@ -28,7 +30,7 @@ class SystemMetrics:
 
     def __init__(self, log: Log, *, first_step: int) -> None:
         self.log, self.step = log, first_step
-        self._stop = threading.Event()
+        self._stop, self._given_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="system-metrics")
 
     def __enter__(self) -> SystemMetrics:
@@ -42,7 +44,8 @@ class SystemMetrics:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(LAST_SECONDS)
+        self._given_up.set()
 
     def _run(self) -> None:
         monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
@@ -51,6 +54,8 @@ class SystemMetrics:
         while True:
             for monitor in monitors:
                 monitor.collect_metrics()
+            if self._given_up.is_set():
+                return
             found = {k: v for m in monitors for k, v in m.aggregate_metrics().items()}
             try:
                 self.log.log_metrics({f"{PREFIX}{k}": v for k, v in found.items()}, step=self.step)

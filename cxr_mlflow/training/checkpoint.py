@@ -1,4 +1,4 @@
-"""Weights and checkpoints on disk: written whole or not at all, and known to be undamaged."""
+"""Checkpoints on disk: written whole or not at all, and known to be undamaged."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import Tensor
 
 from cxr_mlflow.data.storage import write_whole
 from cxr_mlflow.errors import InputError
@@ -23,22 +21,6 @@ KEPT = 2
 ADVICE = "name another folder with $CXR_STATE_DIR"
 SUFFIX = ".checkpoint"
 Warn = Callable[[str], None]
-
-
-def save_weights(state: Mapping[str, Tensor], path: Path, *, about: Mapping[str, str]) -> None:
-    """Write a state dict as safetensors; an interrupted write leaves no file of that name.
-
-    Parameters
-    ----------
-    state : mapping of str to Tensor
-    path : Path
-        Ends in .safetensors.
-    about : mapping of str to str
-        What the weights are; stored in the file's header.
-    """
-    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-    with write_whole(path) as part:
-        part.write_bytes(safetensors.torch.save(contiguous, metadata=dict(about)))
 
 
 class Checkpoints:
@@ -58,6 +40,8 @@ class Checkpoints:
     def __init__(self, folder: Path, *, seconds: float, warn: Warn) -> None:
         self.folder, self.seconds, self.warn = folder, seconds, warn
         self.last = time.monotonic()
+        self._useless: set[Path] = set()
+        """Damaged or unreadable: they do not count among those that are kept."""
 
     def keep(self, state: Fit, best: BestWeights, at: Position, epoch_is_over: bool) -> None:
         """Save after an epoch, and within one if it is time.
@@ -68,7 +52,7 @@ class Checkpoints:
             return
         try:
             self.write(pack(state, best, at))
-        except InputError as error:
+        except (InputError, OSError) as error:
             self.warn(f"no checkpoint could be written: {error}")
         self.last = time.monotonic()
 
@@ -88,20 +72,26 @@ class Checkpoints:
         with write_whole(path, ADVICE) as part, part.open("wb") as file:
             file.write(hashlib.sha256(payload).digest())
             file.write(payload)
-        for old in self.paths()[:-KEPT]:
-            old.unlink()
+        whole = [found for found in self.paths() if found not in self._useless]
+        for found in self.paths():
+            if found not in whole[-KEPT:]:
+                found.unlink()
         return path
 
     def read(self) -> dict[str, Any] | None:
         """Read the newest checkpoint that is whole; None if there is none.
 
-        A damaged one is named, and the one before is taken.
+        One that is damaged, or on a broken disk, is named, and the one before is taken.
         """
-        for path in reversed(self.paths()):
+        paths = self.paths()
+        while paths:
+            path = paths.pop()
             try:
                 return read_checkpoint(path)
-            except InputError as error:
-                self.warn(f"{error}; the one before it is used")
+            except (InputError, OSError) as error:
+                self._useless.add(path)
+                instead = "the one before it is used" if paths else "the training begins anew"
+                self.warn(f"{error}; {instead}")
         return None
 
     def paths(self) -> list[Path]:
@@ -177,13 +167,3 @@ def unpack(content: Mapping[str, Any], state: Fit, best: BestWeights) -> Positio
     if at.loss_sum is not None:
         at.loss_sum = at.loss_sum.to(state.device)
     return at
-
-
-def digest_of(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of weights, their names and order."""
-    found = hashlib.sha256()
-    for name, tensor in state.items():
-        found.update(name.encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(flat.view(torch.uint8).numpy().data)
-    return found.hexdigest()

@@ -1,11 +1,13 @@
 """One of several processes that open a run, register and fight for the alias at the same moment.
 
-`at_once.py FOLDER NUMBER ERRORS`: waits for FOLDER/start, then opens its run; waits for FOLDER/end,
-then registers a model that mistakes this share of the test images.
+`at_once.py FOLDER NUMBER ERRORS`: waits for FOLDER/start, then opens its run, sharing no lock with
+the others but those beside the store; waits for FOLDER/end, then registers a model that mistakes
+this share of the test images.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from cxr_mlflow.serving.gate import GateReport
-from cxr_mlflow.tracking.delivery import Remote
 from cxr_mlflow.tracking.journal import Journal, Record
 from cxr_mlflow.tracking.journaled import open_journaled
 from cxr_mlflow.tracking.registry import promote, register
+from cxr_mlflow.tracking.remote import Remote
 from cxr_mlflow.tracking.run import open_store
 
 IMAGES = 400
@@ -44,6 +46,8 @@ def wait_for(path: Path) -> None:
 def main(folder: Path, number: int, errors: float) -> None:
     (folder / f"ready-{number}").touch()
     wait_for(folder / "start")
+    os.environ["CXR_LOCK_DIR"] = str(Path.cwd() / "locks")
+    (folder / f"opening-{number}").touch()
     open_store()
     random = np.random.default_rng(number)
     wrong = random.random(IMAGES) < errors
@@ -63,6 +67,8 @@ def main(folder: Path, number: int, errors: float) -> None:
     ) as run:
         run.log_metrics({"val/loss": errors}, step=1)
         run.log_csv(table, "test/predictions.csv")
+        assert run.delivery.wait(seconds=200), run.delivery.refusal or run.delivery.trouble
+        os.environ["CXR_LOCK_DIR"] = str(folder / "locks")
         (folder / f"trained-{number}").touch()
         wait_for(folder / "end")
         run.once("fight", "fight", {})

@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cxr_mlflow.cli import main
+from cxr_mlflow.models import build_cnn
+from cxr_mlflow.weights import read_state, save_weights
 from tools.costly_images import many_scans
 
 pytestmark = [
@@ -507,9 +509,22 @@ def cut_weights(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
 
+def tampered_weights(path: Path) -> None:
+    state = build_cnn(2).state_dict()
+    save_weights(state, path, about={"model": "cnn"})
+    assert read_state(path).keys() == state.keys()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("write", "told"),
-    [(save_other_model, "these are weights of another model"), (cut_weights, "damaged file")],
+    [
+        (save_other_model, "these are weights of another model"),
+        (cut_weights, "damaged file"),
+        (tampered_weights, "not the weights that were written into it"),
+    ],
 )
 def test_weights_that_do_not_fit_are_named_before_a_run(
     write, told, xrays, cxr, tracking, tmp_path

@@ -25,7 +25,7 @@ MOMENTS = {
     "in the model's upload": "cxr_mlflow.serving.package:Model.log:after:1",
     "behind the version": "mlflow:register_model:after:1",
     "before the alias": "cxr_mlflow.registration:promote:before:1",
-    "behind the end": "cxr_mlflow.tracking.delivery:Remote._end:after:1",
+    "behind the end": "cxr_mlflow.tracking.remote:Remote._end:after:1",
 }
 
 

@@ -26,10 +26,10 @@ from cxr_mlflow.tracking.cards import (
     read_card,
     tell_card,
 )
-from cxr_mlflow.tracking.delivery import Remote
 from cxr_mlflow.tracking.journal import Journal
 from cxr_mlflow.tracking.journaled import JournaledLog
 from cxr_mlflow.tracking.registry import describe_versions_of, register
+from cxr_mlflow.tracking.remote import Remote
 from cxr_mlflow.tracking.tracker import Tracker
 
 NAME = "cxr-classifier"

@@ -12,6 +12,7 @@ import mlflow
 import psutil
 import pytest
 from matplotlib.figure import Figure
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.tracking import delivery as delivery_module
@@ -72,7 +73,7 @@ def store(tmp_path, empty_store):
 def test_the_users_variables_are_theirs_again(tmp_path, tracking, monkeypatch):
     """A notebook's own calls of MLflow must not give up after one try because we trained there."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    before = dict(os.environ)
+    before = {n: v for n, v in os.environ.items() if not n.startswith("_MLFLOW")}  # its own
     with open_run(Journal(tmp_path / "journal")) as run:
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
@@ -235,6 +236,93 @@ def test_the_run_of_a_second_mlflow_run_is_closed_with_a_link(tmp_path, tracking
     assert other.data.tags["continued_in"] == first
     assert first in other.data.tags["mlflow.note.content"]
     assert other.info.run_name == "a run (continued)"
+
+
+def test_joined_runs_that_were_deleted_or_purged_are_told_anew(tmp_path, tracking, monkeypatch):
+    """`mlflow run` opens a run for every attempt; the newest one that is there gets everything."""
+    client = mlflow.MlflowClient()
+    home = client.create_experiment("lab")
+    for step, fate in enumerate(("deleted", "purged", "kept")):
+        joined = client.create_run(home).info.run_id
+        monkeypatch.setenv("MLFLOW_RUN_ID", joined)
+        with suppress(KeyboardInterrupt), open_run(Journal(tmp_path / "journal")) as run:
+            assert run.delivery.wait(seconds=20)
+            assert run.run_id == joined
+            run.log_metrics({"val/loss": 1.0}, step=step)
+            raise KeyboardInterrupt
+        assert run.is_delivered, run.delivery.refusal or run.delivery.trouble
+        if fate != "kept":
+            client.delete_run(joined)
+        if fate == "purged":
+            client._tracking_client.store._hard_delete_run(joined)
+    assert [m.step for m in client.get_metric_history(joined, "val/loss")] == [0, 1, 2]
+
+
+def refuses(remote, record):
+    raise mlflow.exceptions.MlflowException("not this", INVALID_PARAMETER_VALUE)
+
+
+def lacks(remote, record):
+    raise ModuleNotFoundError("No module named 'boto3'")
+
+
+def stumbles(remote, record):
+    raise KeyError("model_uri")
+
+
+@pytest.mark.parametrize("handler", [refuses, lacks, stumbles])
+def test_what_is_refused_is_skipped_and_kept_and_the_run_does_not_stay_open(
+    tmp_path, tracking, handler
+):
+    journal = Journal(tmp_path / "journal")
+    with open_journaled(journal, "j1", "lab", "a run", {}, {}, handlers={"odd": handler}) as run:
+        run.once("odd", "odd", {})
+        tell(run, [1])
+    assert not run.is_delivered
+    _, found = the_run(tracking)
+    assert found.info.status == "FAILED"
+    assert found.data.tags["failure"].startswith("not accepted: odd: ")
+    assert found.data.metrics["val/loss"] == 1.0, "what came behind it has arrived"
+
+    with pytest.raises(type(run.delivery.refusal)):  # `cxr sync`, and it is as before
+        Delivery(Journal(tmp_path / "journal"), {"odd": handler}).deliver()
+    assert the_run(tracking)[1].info.status == "FAILED"
+    Delivery(Journal(tmp_path / "journal"), {"odd": lambda remote, record: None}).deliver()
+    assert Journal(tmp_path / "journal").all_sent
+    _, found = the_run(tracking)
+    assert found.info.status == "FINISHED"
+    assert "failure" not in found.data.tags
+
+
+def slow(remote, record):
+    time.sleep(0.3)
+
+
+@pytest.fixture
+def backlog(tmp_path):
+    """A journal that holds 12 s of what an earlier attempt told and MLflow has not heard."""
+    journal = Journal(tmp_path / "journal")
+    for number in range(40):
+        journal.append("slow", {"number": number})
+    return journal
+
+
+def test_the_start_waits_no_longer_than_it_says_though_all_the_time_something_moves(
+    backlog, tracking, monkeypatch
+):
+    monkeypatch.setattr("cxr_mlflow.tracking.journaled.FIRST_CONTACT_SECONDS", 1.0)
+    monkeypatch.setattr("cxr_mlflow.tracking.journaled.LAST_SECONDS_KILLED", 1.0)
+    begin = time.monotonic()
+    told = {"slow": slow}
+    with (
+        suppress(KeyboardInterrupt),
+        open_journaled(backlog, "j1", "lab", "a run", {}, {}, handlers=told),
+    ):
+        started = time.monotonic() - begin
+        begin = time.monotonic()
+        raise KeyboardInterrupt
+    assert started < 6
+    assert time.monotonic() - begin < 6, "nor does the end, when it was asked to stop"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -10,9 +11,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from cxr_mlflow.data import storage
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.handover import tell_model
 from cxr_mlflow.tracking.journal import Journal
 from cxr_mlflow.tracking.journaled import JournaledLog
+from cxr_mlflow.training.checkpoint import Checkpoints
 
 
 def told(folder):
@@ -138,6 +142,39 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
         JournaledLog(Journal(tmp_path / name)).log_figure(figure, "bars.png")
         digests.append(told(tmp_path / name)[0][2]["digest"])
     assert digests[0] == digests[1]
+
+
+def test_killed_while_a_folder_is_kept_again_what_was_told_is_whole(tmp_path):
+    source = tmp_path / "model"
+    source.mkdir()
+    for name in ("model.onnx", "scorer.json"):
+        (source / name).write_text(name)
+
+    def tell():
+        tell_model(JournaledLog(Journal(tmp_path / "j")), source, {})
+
+    tell()
+    child = os.fork()
+    if not child:
+        shutil.copytree = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+        tell()
+        os._exit(0)
+    os.waitpid(child, 0)
+    journal = Journal(tmp_path / "j")
+    assert [record.verb for record in journal] == ["model"]
+    assert {p.name: p.read_text() for p in journal.path("model").iterdir()} == {
+        name: name for name in ("model.onnx", "scorer.json")
+    }
+
+
+def test_the_names_of_new_folders_are_synced_too(tmp_path, monkeypatch):
+    """A power cut takes a folder, with all that was synced in it, whose own name was not."""
+    synced = set()
+    monkeypatch.setattr(storage, "sync", lambda path: synced.add(path))
+    Journal(tmp_path / "runs" / "x" / "journal").keep("artifacts/deep/er/note.md", b"1")
+    Checkpoints(tmp_path / "runs" / "x" / "checkpoints", seconds=0, warn=print).write({"n": 1})
+    folders = {path for path in tmp_path.rglob("*") if path.is_dir()}
+    assert {path.parent for path in folders} <= synced
 
 
 def test_a_kept_folder_is_a_copy(tmp_path):

@@ -48,7 +48,15 @@ def test_another_machine_is_not_judged():
 def test_after_a_boot_or_in_another_container_silence_decides(silent, dead):
     now = time.time()
     told = {**own_process(), PROCESS: "1@0.00 otherboot otherns", HEARTBEAT: f"{now - silent:.0f}"}
-    assert is_dead(told, now) is dead
+    assert is_dead(told, now=now) is dead
+
+
+def test_a_run_that_just_began_in_another_container_lives():
+    elsewhere = {PROCESS: "1@0.00 otherboot otherns"}
+    assert not is_dead({**own_process(), **elsewhere})
+    silent = {**own_process(), **elsewhere, HEARTBEAT: ""}
+    assert not is_dead(silent, started=time.time() - 30)
+    assert is_dead(silent, started=time.time() - 3600)
 
 
 def test_without_its_mlflow_run_a_training_ends(tmp_path):

@@ -6,13 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from cxr_mlflow.data import storage
+from cxr_mlflow.data.storage import TORN
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.tracking.journal import Journal
-from cxr_mlflow.tracking.unfinished import Command, claim, hold_undelivered, others_like
+from cxr_mlflow.tracking.unfinished import Command, claim, others_like, undelivered
+from cxr_mlflow.training.checkpoint import Checkpoints
 
 EVIDENCE = {"data_digest": "d" * 64, "first_weights": "w" * 64}
 ROOT = Path(__file__).parents[2]
@@ -53,8 +59,7 @@ def test_what_a_living_process_holds_is_left_to_it():
     with claim(command(), EVIDENCE, {}) as first, claim(command(), EVIDENCE, {}) as second:
         assert first.folder != second.folder
         assert not second.is_resumed
-        with hold_undelivered() as held:
-            assert held == []
+        assert list(undelivered()) == []
     assert begin(command()).folder == first.folder
 
 
@@ -76,6 +81,100 @@ def test_a_dead_process_holds_nothing(tmp_path):
         assert run.is_resumed
 
 
+def later(seconds, context):
+    """Leave a context in another thread after some seconds; return the thread."""
+    inside = threading.Event()
+
+    def stay():
+        with context:
+            inside.set()
+            time.sleep(seconds)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    assert inside.wait(20)
+    return thread
+
+
+def test_a_command_typed_while_cxr_sync_runs_waits_and_goes_on():
+    @contextmanager
+    def sync():
+        held = undelivered()
+        yield next(held)
+        held.close()
+
+    first, other = begin(command()), begin(command(lr="0.5"))
+    syncing = later(1.0, sync())
+    said = []
+    for what, run in ((command(), first), (command(lr="0.5"), other)):
+        with claim(what, EVIDENCE, {}, say=said.append) as again:
+            assert again.folder == run.folder
+            assert again.is_resumed
+    syncing.join()
+    assert len(said) == 1, "one run is held at a time"
+    assert f"waits for process {os.getpid()}, which sends it (cxr sync)" in said[0]
+
+
+def test_a_command_typed_while_its_process_still_closes_waits_and_goes_on():
+    @contextmanager
+    def asked_to_stop():
+        with claim(command(), EVIDENCE, {}) as run:
+            Journal(run.journal).append("end", {"status": "KILLED", "failure": "Terminated"})
+            yield
+
+    closing = later(1.0, asked_to_stop())
+    said = []
+    with claim(command(), EVIDENCE, {}, say=said.append) as run:
+        assert run.is_resumed
+    closing.join()
+    assert "was asked to stop" in said[0]
+
+
+def test_a_command_that_is_under_way_is_said_to_be():
+    said = []
+    with claim(command(), EVIDENCE, {}), claim(command(), EVIDENCE, {}, say=said.append) as second:
+        assert not second.is_resumed
+    told = f"this very command is already under way (process {os.getpid()}); a new run begins"
+    assert said == [told]
+
+
+def test_a_damaged_journal_is_put_aside_by_fresh():
+    first = begin(command())
+    journal = Journal(first.journal)
+    for value in "123":
+        journal.append("tags", {"tags": {"a": value}})
+    records = first.journal / "records"
+    records.write_bytes(records.read_bytes().replace(b'"2"', b'"7"'))
+    said = []
+    with claim(command(), EVIDENCE, {}, fresh=True, say=said.append) as new:
+        assert not new.is_resumed
+        assert not len(Journal(new.journal))
+    assert "line 2 is damaged" in said[0]
+    assert (Path(said[0].rpartition(" ")[2]) / "records").is_file()
+
+
+def test_what_was_killed_in_mid_write_leaves_nothing_behind(tmp_path):
+    """SIGKILL between the write and the rename: of a file as large as the weights, and a folder."""
+    run = begin(command())
+    source = tmp_path / "model"
+    source.mkdir()
+    (source / "weights").write_bytes(b"1")
+    for write in (
+        lambda: Checkpoints(run.checkpoints, seconds=0, warn=print).write({"n": 1}),
+        lambda: Journal(run.journal).keep("model", source),
+    ):
+        child = os.fork()
+        if not child:
+            storage.sync = lambda path: TORN in str(path) and os.kill(os.getpid(), signal.SIGKILL)
+            write()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(list(run.folder.rglob(f"*{TORN}"))) == 2
+    begin(command())
+    assert not list(run.folder.rglob(f"*{TORN}"))
+    assert not list(run.checkpoints.iterdir())
+
+
 def test_changed_data_refuse_and_say_what_changed():
     begin(command())
     with pytest.raises(InputError, match="data digest was dddddddddddd, is xxxxxxxxxxxx") as error:
@@ -91,11 +190,10 @@ def test_fresh_starts_over_and_keeps_what_is_not_delivered():
         assert not new.is_resumed
         assert new.folder != first.folder
     assert len(Journal(first.journal)) == 1
-    with hold_undelivered() as held:
-        assert {run.folder: run.state for run in held} == {
-            first.folder: "over",
-            new.folder: "training",
-        }
+    assert {run.folder: run.state for run in undelivered()} == {
+        first.folder: "over",
+        new.folder: "training",
+    }
     Journal(first.journal).sent = 1
     with claim(command(), EVIDENCE, {}, fresh=True) as third:
         assert third.folder == first.folder  # all of it had arrived: its place is free

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.training import checkpoint
 from cxr_mlflow.training.callbacks import BestWeights
 from cxr_mlflow.training.checkpoint import Checkpoints, read_checkpoint, unpack
 from cxr_mlflow.training.loop import Fit, averaged, build_optimizer, fit
@@ -125,6 +128,31 @@ def test_two_are_kept_and_the_older_serves_when_the_newest_is_damaged(tmp_path):
     assert bits(*train(tmp_path / "cut", warn=told.append)) == whole
     assert newest.name in told[0]
     assert "the one before it is used" in told[0]
+
+
+def test_a_damaged_one_does_not_count_among_the_two_that_are_kept(tmp_path):
+    kept = Checkpoints(tmp_path, seconds=0, warn=lambda told: None)
+    for number in (1, 2):
+        newest = kept.write({"n": number})
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert kept.read() == {"n": 1}
+    kept.write({"n": 3})
+    assert [read_checkpoint(path) for path in kept.paths()] == [{"n": 1}, {"n": 3}]
+
+
+def test_a_broken_disk_is_named_and_what_is_done_instead(tmp_path, monkeypatch):
+    told = []
+    kept = Checkpoints(tmp_path, seconds=0, warn=told.append)
+    for number in (1, 2):
+        kept.write({"n": number})
+
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(checkpoint, "read_checkpoint", broken)
+    assert kept.read() is None
+    assert "the one before it is used" in told[0]
+    assert told[1].endswith("00000001.checkpoint'; the training begins anew")
 
 
 @pytest.mark.parametrize("size", [0, 10, 5000])
