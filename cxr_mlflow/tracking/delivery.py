@@ -199,6 +199,11 @@ class Delivery:
         self._stop, self._try_now = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="delivery")
 
+    @property
+    def started(self) -> bool:
+        """Whether it began to send."""
+        return self._thread.ident is not None
+
     def start(self) -> None:
         """Begin to send."""
         self._thread.start()
