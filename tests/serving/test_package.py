@@ -224,12 +224,12 @@ def test_a_clean_process_that_was_killed_says_nothing_of_the_model(logged, monke
         thread.start()
         return thread
 
-    killer = kill(2)
+    killer = kill(1)
     report = check_model_loads(logged, FILMS, WHITE, EXPECTED)
     killer.join()
     assert report.ok, report.reasons
-    killer = kill(3)
-    report = check_model_loads(logged, FILMS, WHITE, EXPECTED)
+    killer = kill(2)
+    report = check_model_loads(logged, FILMS, WHITE, EXPECTED, tries=2)
     killer.join()
     assert not report.ok
     assert report.reasons == ("not tried: the clean process was ended by SIGKILL",)
