@@ -17,6 +17,7 @@ from cxr_mlflow.weights import digest_of
 NOT_THE_RUN = frozenset({"fresh", "checkpoint_minutes", "workers", "cache_dir"})
 """Options that change no result, nor where it is told."""
 GOES_ON = "! Stopped. The same command goes on from the last checkpoint; --fresh true starts over."
+RETRY = "The same command, or `cxr sync`, tries it again"
 SYNC = "`cxr sync` sends what is missing"
 
 

@@ -15,12 +15,18 @@ from cxr_mlflow.evaluation.note import escape_markdown
 from cxr_mlflow.registration import GATE_FILE, enter_registry, gate_text
 from cxr_mlflow.serving.gate import GateReport, check_model_loads
 from cxr_mlflow.serving.package import find_logged, log_model
+from cxr_mlflow.stopping import stop_asked
 from cxr_mlflow.tracking.cards import deliver_card
-from cxr_mlflow.tracking.journal import Record
+from cxr_mlflow.tracking.journal import Journal, Record
 from cxr_mlflow.tracking.journaled import JournaledLog
 from cxr_mlflow.tracking.record import record_note
 from cxr_mlflow.tracking.registry import NotRegistered
 from cxr_mlflow.tracking.remote import Handler, Remote
+
+
+class GateBrokenOff(OSError):
+    """The gate was not tried, and this process ends: the next one tries it."""
+
 
 PENDING = "registration pending"
 """Stands in a note until MLflow has taken the model; then what it became stands there."""
@@ -128,17 +134,18 @@ def _gate(remote: Remote, record: Record) -> None:
     )
     if not gate.ok:
         remote.ask()  # was it the server that failed, it is tried again
+    if not gate.tried and stop_asked():
+        raise GateBrokenOff(gate.reasons[0])
     remote.tracker.log_text(gate_text(gate), GATE_FILE)
     journal.remember(gate=json.dumps(asdict(gate)))
 
 
 def _register(remote: Remote, record: Record) -> None:
     journal, told = remote.journal, record.told
-    gate = json.loads(journal.remote["gate"])
     try:
         became = enter_registry(
             journal.remote["model_uri"],
-            GateReport(**{**gate, "reasons": tuple(gate["reasons"])}),
+            _gate_of(journal),
             tracking=TrackingConfig(**told["tracking"]),
             tags=told["tags"],
             description=told["description"].replace(PENDING, "this version"),
@@ -148,6 +155,39 @@ def _register(remote: Remote, record: Record) -> None:
         became = f"not registered: {error}"
     journal.remember(registered=became)
     remote.tracker.set_tags({"registered": became})
+
+
+def _gate_of(journal: Journal) -> GateReport:
+    gate = json.loads(journal.remote["gate"])
+    return GateReport(**{**gate, "reasons": tuple(gate["reasons"])})
+
+
+def retry_gate(journal: Journal, *, only_untried: bool = False) -> bool:
+    """Let a journal tell its model's gate again, and what follows from it, if it was not passed.
+
+    Telling twice changes nothing else. The run is open again then, until its end is told.
+
+    Parameters
+    ----------
+    journal : Journal
+    only_untried : bool
+        Leave a gate alone that the model itself has failed.
+
+    Returns
+    -------
+    bool
+        Whether there is something to tell now.
+    """
+    if "gate" not in journal.remote:
+        return False
+    gate = _gate_of(journal)
+    if gate.ok or (gate.tried and only_untried):
+        return False
+    asked = next(record.number for record in journal if record.verb == "gate")
+    opened = [r.number for r in journal if r.verb == "open" and r.number < asked]
+    journal.sent = min(journal.sent, opened[-1])  # first: then a death between changes nothing
+    journal.remember(gate="", refused="", registered="")
+    return True
 
 
 def _note(remote: Remote, record: Record) -> None:

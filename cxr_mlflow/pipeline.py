@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cxr_mlflow.attempts import (
     GOES_ON,
+    RETRY,
     SYNC,
     announce_attempt,
     announce_delivery,
@@ -31,7 +32,7 @@ from cxr_mlflow.environment import code_digest, package_versions
 from cxr_mlflow.evaluation.assessment import Assessment, assess, validation_scores
 from cxr_mlflow.evaluation.report import RunSummary, metrics_json, write_note
 from cxr_mlflow.explain import explain_trained, probe_sources
-from cxr_mlflow.handover import PENDING, handlers, tell_note
+from cxr_mlflow.handover import PENDING, handlers, retry_gate, tell_note
 from cxr_mlflow.models import load_model
 from cxr_mlflow.serving.scorer_config import Prior
 from cxr_mlflow.telling import EpochRecorder, draw_sheets, start_record, tell_network, tell_version
@@ -104,6 +105,7 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
     ) as unfinished:
         announce_attempt(console, unfinished, made_with)
         journal = Journal(unfinished.journal)
+        retry_gate(journal)
         try:
             with open_journaled(
                 journal,
@@ -122,8 +124,10 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
         except (KeyboardInterrupt, SystemExit):
             console.print(GOES_ON, style="bold yellow", markup=False)
             raise
-        unfinished.train_no_more()
         known = journal.remote
+        untried = retry_gate(journal, only_untried=True)
+        if not untried:
+            unfinished.train_no_more()
         became = known.get("registered", "" if run.is_delivered else f"not delivered yet: {SYNC}")
         lines = closing_lines(
             summary, run, tracking_uri, became or "not registered (--register false)"
@@ -133,7 +137,8 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
         if run.is_delivered:
             unfinished.forget()
     if "refused" in known:
-        raise NotRegistered(known["refused"].removeprefix("NotRegistered: "))
+        told = known["refused"].removeprefix("NotRegistered: ")
+        raise NotRegistered(f"{told}. {RETRY}" if untried else told)
     return Outcome(run_id, result.metrics, known.get("registered"), tuple(lines))
 
 

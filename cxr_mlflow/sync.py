@@ -9,7 +9,7 @@ from cxr_mlflow.config import RunConfig, flag
 from cxr_mlflow.data.storage import remove_torn
 from cxr_mlflow.environment import unless_set
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.handover import handlers
+from cxr_mlflow.handover import handlers, retry_gate
 from cxr_mlflow.tracking.answers import in_short
 from cxr_mlflow.tracking.delivery import REQUEST, Delivery
 from cxr_mlflow.tracking.journal import Journal
@@ -58,6 +58,8 @@ def sync_run(run: Unfinished) -> tuple[str, bool]:
         Delivery(journal, handlers()).deliver()
     except Exception as failed:  # one run must not keep the others from arriving
         error = in_short(failed)
+    if retry_gate(journal, only_untried=True):
+        error = "its model could not be tried in a clean process; see model_gate.json"
     sent, number = journal.sent, len(journal)
     name = f"{run.command.name} ({journal.remote.get('run_id', 'not at MLflow yet')})"
     if error and sent < number:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -58,6 +59,14 @@ def leave_no_experiment_behind():
     mlflow.set_registry_uri(None)
     os.environ.pop("MLFLOW_REGISTRY_URI", None)
     mlflow.tracking.fluent._active_experiment_id = None  # there is no public way to leave one
+
+
+@pytest.fixture
+def hears_ctrl_c():
+    """A shell makes its background jobs deaf to SIGINT, and these tests and their processes too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

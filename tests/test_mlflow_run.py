@@ -6,12 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import Run
 
-pytestmark = pytest.mark.slow
+from cxr_mlflow.tracking.parents import close_dead_runs
+from cxr_mlflow.tracking.processes import birth_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("hears_ctrl_c")]
 MLFLOW_RUN = (sys.executable, "-m", "mlflow", "run", "--env-manager", "local")
 
 
@@ -116,39 +121,94 @@ def test_a_whole_run(repo, tmp_path, tracking, cache_dir):
     assert set(statuses()) == {"FINISHED"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_ended_and_typed_again_it_is_one_run_with_the_whole_history(
-    repo, tmp_path, tracking, demo_dir, number
-):
-    args = [str(repo), "--experiment-name", "chest-xray", "-P", f"data_dir={demo_dir}"]
-    args += ["-P", "model=cnn", "-P", "epochs=6", "-P", "image_size=48", "-P", "batch_size=8"]
-    with subprocess.Popen(
+def start(*args: str) -> subprocess.Popen[str]:
+    """Type `mlflow run` in a terminal of its own, which sends Ctrl-C to all that it started."""
+    return subprocess.Popen(
         [*MLFLOW_RUN, *args],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=tmp_path,
-    ) as ended:
+        start_new_session=True,
+    )
+
+
+def until(what: str, status: str) -> None:
+    """Wait for a status that is set behind `mlflow run`."""
+    deadline = time.monotonic() + 60
+    while mlflow.get_run(what).info.status != status:
+        assert time.monotonic() < deadline, mlflow.get_run(what).info.status
+        time.sleep(0.2)
+
+
+def runs() -> list[Run]:
+    """Runs of the test's store, the first first."""
+    found = mlflow.search_runs(experiment_names=["chest-xray"], output_format="list")
+    return sorted(found, key=lambda run: run.info.start_time)
+
+
+def test_ended_and_typed_again_it_is_one_run_with_the_whole_history(
+    repo, tmp_path, tracking, demo_dir
+):
+    args = [str(repo), "--experiment-name", "chest-xray", "-P", f"data_dir={demo_dir}"]
+    args += ["-P", "model=cnn", "-P", "epochs=6", "-P", "image_size=48", "-P", "batch_size=8"]
+    with start(*args) as ended:
         next(line for line in ended.stderr if line.startswith("epoch   2/6"))
-        ended.send_signal(number)  # mlflow run does not tell its child
+        ended.send_signal(signal.SIGTERM)  # mlflow run does not tell its child
         told = ended.stderr.read()  # until the child is gone as well
     assert "the mlflow run that started this is gone" in told
-    (first,) = mlflow.search_runs(experiment_names=["chest-xray"], output_format="list")
+    (first,) = runs()
     assert first.info.status == "KILLED"
     assert first.data.tags["failure"] == "Terminated"
 
+    with start(*args) as ended:
+        next(line for line in ended.stderr if line.startswith("epoch   3/6"))
+        os.killpg(ended.pid, signal.SIGINT)
+        ended.stderr.read()
+    assert ended.returncode == 1
+    _, link = runs()
+    until(link.info.run_id, "FINISHED")
+    killed = mlflow.get_run(first.info.run_id)
+    assert killed.info.status == "KILLED"
+    assert killed.data.tags["failure"] == "KeyboardInterrupt"
+
     done = mlflow_run(Path(args[0]), tmp_path, *args[1:])
     assert done.returncode == 0, done.stderr
-    runs = mlflow.search_runs(experiment_names=["chest-xray"], output_format="list")
-    whole, link = sorted(runs, key=lambda run: run.info.start_time)
+    whole, *links = runs()
     assert whole.info.run_id == first.info.run_id
     assert whole.info.status == "FINISHED"
     history = mlflow.MlflowClient().get_metric_history(whole.info.run_id, "val/f1_macro")
     assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
-    assert link.info.status == "FINISHED"
-    assert link.data.tags["continued_in"] == whole.info.run_id
-    assert not link.data.metrics
+    for link in links:
+        assert link.info.status == "FINISHED"
+        assert link.data.tags["continued_in"] == whole.info.run_id
+        assert not link.data.metrics
     assert f"run       {whole.info.run_id}" in done.stdout
+
+
+@pytest.mark.parametrize("how", ["SIGTERM to mlflow run", "Ctrl-C", "SIGKILL to all"])
+def test_ended_while_it_prepares_nothing_lives_on_and_no_run_stays_running(
+    repo, tmp_path, tracking, demo_dir, how
+):
+    args = [str(repo), "--experiment-name", "chest-xray", "-P", f"data_dir={demo_dir}"]
+    with start(*args) as ended:
+        next(line for line in ended.stderr if "Running command" in line)
+        while not (run := runs()[0]).data.tags.get("process"):
+            time.sleep(0.05)
+        child = int(run.data.tags["process"].partition("@")[0])
+        if how == "SIGTERM to mlflow run":
+            ended.send_signal(signal.SIGTERM)
+        elif how == "Ctrl-C":
+            os.killpg(ended.pid, signal.SIGINT)
+        else:
+            os.killpg(ended.pid, signal.SIGKILL)
+        ended.stderr.read()  # until the child is gone as well
+    deadline = time.monotonic() + 20
+    while birth_of(child):
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.1)
+    if how == "SIGKILL to all":  # the next command closes it
+        assert close_dead_runs(run.info.experiment_id) == [run.info.run_id]
+    until(run.info.run_id, "KILLED")
 
 
 @pytest.mark.skipif("CXR_TEST_UV" not in os.environ, reason="set CXR_TEST_UV=1: installs 6 GB")

@@ -22,6 +22,7 @@ from cxr_mlflow.data.demo import write_demo
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.names import slug
 from cxr_mlflow.serving.gate import check_model_loads
+from cxr_mlflow.sync import sync_runs
 from cxr_mlflow.tracking.registry import NotRegistered
 
 pytestmark = [
@@ -401,6 +402,31 @@ def test_a_model_that_does_not_load_is_not_registered_and_the_scores_are_kept(
     assert "test/f1_macro" in last.data.metrics
     after = len(mlflow.MlflowClient().search_model_versions("name='cxr-classifier-demo'"))
     assert after == before
+
+
+def test_a_model_that_could_not_be_tried_is_tried_when_the_command_is_typed_again(
+    world, demo_dir, cache_dir, monkeypatch
+):
+    """A busy machine says nothing of the model: it is neither refused for good nor lost."""
+    hurried = {**check_model_loads.__kwdefaults__, "timeout": 0.1, "tries": 1}
+    with monkeypatch.context() as busy:
+        busy.setattr(check_model_loads, "__kwdefaults__", hurried)
+        with pytest.raises(NotRegistered, match=r"not tried: not done.*The same command"):
+            experiment(demo_dir, cache_dir, epochs=1, seed=5)
+        (line,), all_sent = sync_runs()
+        assert not all_sent
+        assert "its model could not be tried" in line
+    last = mlflow.search_runs(search_all_experiments=True, output_format="list")[0]
+    assert last.info.status == "FAILED"
+    assert last.data.tags["failure"].startswith("NotRegistered: ")
+    done = experiment(demo_dir, cache_dir, epochs=1, seed=5)
+    again = mlflow.get_run(done.run_id)
+    assert again.info.run_id == last.info.run_id
+    assert again.info.status == "FINISHED"
+    assert "failure" not in again.data.tags
+    assert again.data.tags["attempts"] == "2"
+    assert "version" in done.registered
+    assert "not registered" not in again.data.tags["mlflow.note.content"]
 
 
 @pytest.mark.data

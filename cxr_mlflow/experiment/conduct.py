@@ -24,6 +24,7 @@ from cxr_mlflow.experiment.plan import Cell, Plan, load_plan
 from cxr_mlflow.experiment.preflight import key_cells, prepare_all
 from cxr_mlflow.experiment.runner import Job, tail, train_cells
 from cxr_mlflow.names import slug
+from cxr_mlflow.stopping import Stopped
 from cxr_mlflow.tracking.parents import (
     CELL,
     HOST,
@@ -41,7 +42,7 @@ from cxr_mlflow.tracking.parents import (
     link,
     write_plan,
 )
-from cxr_mlflow.tracking.run import Stopped, Tracker, joined_run, open_run, use_tracking_uri
+from cxr_mlflow.tracking.run import Tracker, joined_run, open_run, use_tracking_uri
 from cxr_mlflow.tracking.tested import as_tested
 
 DIED = "its process ended without a word (killed, or out of memory)"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,16 @@ import mlflow
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_mlflow.stopping import stop_asked
+
 BATCHES = (1, 5)
 ATOL = 1e-4
 """Largest difference of a probability allowed. It is meant for float32 on both sides: of a network
 evaluated in bfloat16 or TF32 on a GPU, compute the expected probabilities on the CPU."""
 SQLITE = "sqlite:///"
+TRIES = 3
+PAUSE_SECONDS = 2.0
+"""After a try that says nothing about the model, before the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,8 @@ class GateReport:
     """What happened in the clean process; nan where it did not come so far."""
 
     ok: bool
+    tried: bool = True
+    """Whether what was found is the model's own; False where process, store or machine failed."""
     reasons: tuple[str, ...] = ()
     """Why the model must not be registered; empty if it may."""
     seconds: float = float("nan")
@@ -45,7 +53,7 @@ class GateReport:
     def tags(self) -> dict[str, str]:
         """Tags of a registered version that say what was checked."""
         return {
-            "gate": "passed" if self.ok else "failed",
+            "gate": "passed" if self.ok else "failed" if self.tried else "not tried",
             "gate_load_seconds": f"{self.load_seconds:.2f}",
             "gate_first_prediction_seconds": f"{self.first_prediction_seconds:.3f}",
             "gate_peak_memory_mb": f"{self.peak_memory_mb:.0f}",
@@ -61,12 +69,17 @@ def check_model_loads(
     *,
     atol: float = ATOL,
     timeout: float = 180.0,
+    tries: int = TRIES,
 ) -> GateReport:
     """Load a logged model in a clean process and compare what it predicts.
 
     The process has its own working directory, may not unpickle anything
     (`MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false`), and must not come to import torch, OpenCV or this
-    project, whose code the model carries. Tracking and registry URI are those of this process.
+    project, whose code the model carries. Tracking and registry URI are those of this process. It
+    hears no Ctrl-C of a terminal, and ends when this process does.
+
+    A process that was killed or took too long, a store that did not hand the model out and a full
+    disk say nothing about the model: then it is tried again, unless this process was asked to stop.
 
     Parameters
     ----------
@@ -79,7 +92,9 @@ def check_model_loads(
     atol : float
         Largest absolute difference of a probability.
     timeout : float
-        Seconds after which the process is ended and the gate has failed.
+        Seconds after which the process is ended.
+    tries : int
+        How often at most it is tried.
 
     Returns
     -------
@@ -99,19 +114,33 @@ def check_model_loads(
         "masks": [None if mask is None else _text(mask) for mask in (masks or ())][:wanted],
         "batches": batches,
     }
+    for left in reversed(range(tries)):
+        report = _try(request, expected_probabilities, atol, timeout)
+        if report.tried or not left or stop_asked():
+            break
+        time.sleep(PAUSE_SECONDS)
+    return report
+
+
+def _try(
+    request: Mapping[str, Any], expected: NDArray[np.floating], atol: float, timeout: float
+) -> GateReport:
     begun = time.perf_counter()
     try:
         answer = _ask_clean_process(request, timeout)
     except subprocess.TimeoutExpired:
-        return GateReport(ok=False, reasons=(f"not done after {timeout:g} seconds",))
+        answer = {"failed": f"not done after {timeout:g} seconds", "own": False}
     except subprocess.CalledProcessError as error:
-        last = [line for line in error.stderr.splitlines() if line.strip()][-1:] or ["no message"]
+        answer = {"failed": _ending(error), "own": False}
+    if "failed" in answer:
+        own = answer["own"]
         return GateReport(
             ok=False,
-            reasons=(f"the clean process failed with status {error.returncode}: {last[0]}",),
+            tried=own,
+            reasons=(answer["failed"] if own else f"not tried: {answer['failed']}",),
             seconds=time.perf_counter() - begun,
         )
-    difference = _largest_difference(answer["probabilities"], expected_probabilities)
+    difference = _largest_difference(answer["probabilities"], expected)
     reasons = [f"loading it imports {name}" for name in answer["imported"]]
     if not difference <= atol:  # this way round, nan is a reason too
         reasons.append(f"probabilities are off by {difference:.1e}, {atol:.0e} is allowed")
@@ -127,20 +156,15 @@ def check_model_loads(
     )
 
 
-def _ask_clean_process(request: dict[str, Any], timeout: float) -> dict[str, Any]:
+def _ask_clean_process(request: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     """Run `gate_child` on a request; raise `subprocess` errors if it does not answer."""
     with tempfile.TemporaryDirectory() as temporary:
         asked, answered = Path(temporary) / "request.json", Path(temporary) / "answer.json"
         asked.write_text(json.dumps(request))
         script = Path(__file__).with_name("gate_child.py")
+        words = [str(script), str(asked), str(answered), str(os.getpid())]
         subprocess.run(
-            [
-                sys.executable,
-                "-P",
-                str(script),
-                str(asked),
-                str(answered),
-            ],  # -P: no cwd on the path
+            [sys.executable, "-P", *words],  # -P: no cwd on the path
             cwd=temporary,
             env=_environment(),
             stdin=subprocess.DEVNULL,
@@ -149,9 +173,18 @@ def _ask_clean_process(request: dict[str, Any], timeout: float) -> dict[str, Any
             errors="replace",
             timeout=timeout,
             check=True,
+            start_new_session=True,  # Ctrl-C is for us
         )
         answer: dict[str, Any] = json.loads(answered.read_text())
         return answer
+
+
+def _ending(error: subprocess.CalledProcessError) -> str:
+    """Tell how the clean process ended without an answer."""
+    if error.returncode < 0:
+        return f"the clean process was ended by {signal.Signals(-error.returncode).name}"
+    last = [line for line in error.stderr.splitlines() if line.strip()][-1:] or ["no message"]
+    return f"the clean process ended with status {error.returncode}: {last[0]}"
 
 
 def _environment() -> dict[str, str]:

@@ -44,17 +44,27 @@ class Delivery:
         self.refusals: dict[int, Exception] = {}
         """Records that MLflow did not take, by number: another try would not change that. They are
         skipped and kept; `cxr sync` and the next attempt send them again."""
-        self.trouble: str = ""
-        """Why nothing arrives now; empty while it does."""
+        self.error: Exception | None = None
+        """Why nothing arrives now; None while it does."""
         self._looked, self._failed = False, 0
         self._moved = time.monotonic()
         self._stop, self._try_now = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="delivery")
 
     @property
+    def trouble(self) -> str:
+        """Why nothing arrives now; empty while it does."""
+        return in_short(self.error) if self.error else ""
+
+    @property
     def refusal(self) -> Exception | None:
         """First answer that another try would not change; None if there is none."""
         return next(iter(self.refusals.values()), None)
+
+    @property
+    def started(self) -> bool:
+        """Whether it began to send."""
+        return self._thread.ident is not None
 
     def start(self) -> None:
         """Begin to send."""
@@ -139,13 +149,13 @@ class Delivery:
                 try:
                     if record := self._next(seconds=1.0):
                         self._send(record)
-                    pause, self.trouble = FIRST_PAUSE, ""
+                    pause, self.error = FIRST_PAUSE, None
                 except Exception as error:
                     if self._is_final(error):
                         if not self._skip(error):
                             return
                         continue
-                    self.trouble = in_short(error)
+                    self.error = error
                     self._try_now.wait(pause)
                     self._try_now.clear()
                     pause = min(2 * pause, LONGEST_PAUSE)
@@ -168,7 +178,7 @@ class Delivery:
 
     def _skip(self, error: Exception) -> bool:
         """Keep the record that was refused, and go on behind it; False if nothing can be told."""
-        self._failed, self.trouble = 0, ""
+        self._failed, self.error = 0, None
         if not self._looked:  # MLflow does not let us in at all
             self.refusals[self._opening()[-1]] = error
             return False

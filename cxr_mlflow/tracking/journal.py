@@ -14,12 +14,14 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cxr_mlflow.data.storage import copy_whole, explained, make_folder, sync, write_whole
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.stopping import unbroken
 
 ADVICE = "name another folder with $CXR_STATE_DIR"
 
@@ -76,6 +78,7 @@ class Journal:
                 file.truncate(whole)
             sync(folder)
 
+    @unbroken()
     def append(self, verb: str, told: Mapping[str, Any]) -> Record:
         """Add a record; durable on return."""
         with self._changed:
@@ -89,11 +92,13 @@ class Journal:
                 self._records.append(record)
             except BaseException:  # a full disk, or a signal while the disk is busy
                 if len(self._records) == record.number:
-                    os.truncate(self._path, whole)
+                    with suppress(OSError):  # a closed disk took nothing
+                        os.truncate(self._path, whole)
                 raise
             self._changed.notify_all()
         return record
 
+    @unbroken()
     def keep(self, name: str, content: bytes | Path) -> str:
         """Keep a file, or a copy of a file or folder; return its name within the journal.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -15,11 +16,12 @@ from mlflow.tracking.context import registry as context_registry
 
 from cxr_mlflow.environment import unless_set
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.stopping import Stopped, Terminated, stop_raises, unbroken
 from cxr_mlflow.tracking.delivery import REQUEST, Delivery
-from cxr_mlflow.tracking.journal import Journal
-from cxr_mlflow.tracking.processes import end_with_parent, own_process
+from cxr_mlflow.tracking.journal import Journal, Record
+from cxr_mlflow.tracking.processes import own_process
 from cxr_mlflow.tracking.remote import JOURNAL, Handler
-from cxr_mlflow.tracking.run import Stopped, Terminated, joined_run, sigterm_raises
+from cxr_mlflow.tracking.run import joined_run
 from cxr_mlflow.tracking.system_metrics import PREFIX, SystemMetrics
 from cxr_mlflow.tracking.tracker import Log, describe_dataset
 
@@ -31,6 +33,8 @@ LAST_SECONDS_KILLED = 20.0
 """Longest time in all where it was asked to stop: less than the grace most schedulers give."""
 LAST_SECONDS_KILLED_IN_TROUBLE = 5.0
 """Longest time without any progress then, while MLflow answers with errors, or not."""
+LAST_WORD_SECONDS = 5.0
+"""Longest time in which the status of a run is set where its journal cannot tell it."""
 
 
 class JournaledLog(Log):
@@ -74,6 +78,7 @@ class JournaledLog(Log):
         """Log what the run was made with."""
         self.once("params", "params", {"params": dict(params)})
 
+    @unbroken()
     def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None) -> None:
         """Log finite numbers that were not told for this step before."""
         at = step or 0
@@ -170,7 +175,8 @@ def open_journaled(
     """Open a run, or go on with the journal's, or join the one that `mlflow run` opened.
 
     It ends as FINISHED, as FAILED with the tag `failure` if an error leaves the block, or as
-    KILLED at Ctrl-C, SIGTERM and `Stopped`. Waits at most `FIRST_CONTACT_SECONDS` for MLflow.
+    KILLED at Ctrl-C, SIGTERM, SIGHUP and `Stopped`; signals that follow do not break that off.
+    Waits at most `FIRST_CONTACT_SECONDS` for MLflow.
 
     Parameters
     ----------
@@ -188,22 +194,17 @@ def open_journaled(
         If MLflow answers and refuses the run as it is told.
     """
     told = {**tags, JOURNAL: journal_id, "mlflow.runName": name, **own_process()}
+    opened = {
+        "experiment": experiment,
+        "tags": context_registry.resolve_tags(told),
+        "joined": joined_run(),
+    }
     run = JournaledRun(journal, handlers)
-    with sigterm_raises(), unless_set(REQUEST):
-        end_with_parent()
-        journal.append(
-            "open",
-            {
-                "experiment": experiment,
-                "tags": context_registry.resolve_tags(told),
-                "joined": joined_run(),
-            },
-        )
-        run.log_params(params)
-        run.delivery.start()
-        status, failure = "FAILED", ""
-        patience: dict[str, float] = {"seconds": LAST_SECONDS}
+    with stop_raises(), unless_set(REQUEST):
         try:
+            journal.append("open", opened)
+            run.log_params(params)
+            run.delivery.start()
             if error := run.delivery.wait_for_opening(seconds=FIRST_CONTACT_SECONDS):
                 raise (
                     error
@@ -214,20 +215,72 @@ def open_journaled(
                 ) from error
             with SystemMetrics(run, first_step=run.last_step(PREFIX) + 1):
                 yield run
-            status = "FINISHED"
         except (KeyboardInterrupt, Terminated, Stopped) as error:
-            status = "KILLED"
-            patience = {
-                "seconds": LAST_SECONDS_KILLED,
-                "in_trouble": LAST_SECONDS_KILLED_IN_TROUBLE,
-                "at_most": LAST_SECONDS_KILLED,
-            }
-            failure = str(error) if isinstance(error, Stopped) else type(error).__name__
+            why = str(error) if isinstance(error, Stopped) else type(error).__name__
+            _close(run, "KILLED", why)
             raise
         except BaseException as error:
-            failure = f"{type(error).__name__}: {error}"
+            _close(run, "FAILED", f"{type(error).__name__}: {error}")
             raise
-        finally:
-            journal.append("end", {"status": status, "failure": failure})
-            run.delivery.wait(**patience)
-            run.delivery.stop()
+        else:
+            if failed := _close(run, "FINISHED", ""):
+                raise failed
+
+
+def _close(run: JournaledRun, status: str, failure: str) -> Exception | None:
+    """Tell how a run ended, wait a while until MLflow knows, send no more.
+
+    Returns
+    -------
+    Exception or None
+        Why the disk took no more; MLflow was then told that the run failed, of this.
+    """
+    full: Exception | None = None
+    try:
+        run.journal.append("end", {"status": status, "failure": failure})
+    except (InputError, OSError) as error:
+        full = error
+    try:
+        _wait(run, hurried=status == "KILLED")
+    except (KeyboardInterrupt, Terminated):  # the first signal: all is told, some still under way
+        _wait(run, hurried=True)
+        raise
+    finally:
+        run.delivery.stop()
+        if isinstance(getattr(run.delivery.error, "__cause__", None), OSError):
+            full = run.delivery.error  # what has arrived cannot be noted
+        if full and status == "FINISHED":
+            status, failure = "FAILED", str(full)
+        long_under_way = not run.is_delivered and not run.delivery.error
+        if status != "FINISHED" and (full or long_under_way):
+            _say_end(run, status, failure)
+    return full
+
+
+def _wait(run: JournaledRun, *, hurried: bool) -> None:
+    if not run.delivery.started:
+        return
+    if hurried:
+        run.delivery.wait(
+            seconds=LAST_SECONDS_KILLED,
+            in_trouble=LAST_SECONDS_KILLED_IN_TROUBLE,
+            at_most=LAST_SECONDS_KILLED,
+        )
+    else:
+        run.delivery.wait(seconds=LAST_SECONDS)
+
+
+def _say_end(run: JournaledRun, status: str, failure: str) -> None:
+    """Set the status of a run past its journal, which is full, or long in coming to its end."""
+    if "run_id" not in run.journal.remote:
+        return
+    told = {"status": status, "failure": failure}
+    record = Record(len(run.journal), "end", int(time.time() * 1000), told)
+
+    def say() -> None:
+        with suppress(Exception):  # nobody is left who could do more
+            run.delivery.remote.take(record)
+
+    thread = threading.Thread(target=say, daemon=True, name="last-word")
+    thread.start()
+    thread.join(LAST_WORD_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -20,6 +21,8 @@ SILENCE_SECONDS = 600.0
 """A run that another system on a machine of our name started is dead after so long a silence."""
 HEARTBEAT_SECONDS = 60.0
 POLL_SECONDS = 1.0
+GRACE_SECONDS = 180.0
+"""How long a process without its `mlflow run` may take to close its run."""
 CLOCK_SECONDS = 2.0
 """By how much the clock may be set while a process lives: its start is told from the boot's."""
 
@@ -80,34 +83,38 @@ def is_dead(tags: Mapping[str, str], *, started: float = 0.0, now: float | None 
         return False
     if told[1:] == _system() and psutil.pid_exists(1):
         pid, _, start = told[0].partition("@")
-        found = _started(int(pid))
+        found = birth_of(int(pid))
         return found is None or abs(found - float(start)) > CLOCK_SECONDS
     beat = float(tags.get(HEARTBEAT) or started)
     return (now or time.time()) - beat > SILENCE_SECONDS
 
 
-def end_with_parent() -> None:
+def end_with_parent() -> int | None:
     """Ask this process to end, as SIGTERM does, when the `mlflow run` that started it is gone.
 
-    `mlflow run` does not pass on the signals it gets: its training would live on unseen.
+    `mlflow run` does not pass on the signals it gets: its training would live on unseen. To be
+    called first of all: who is gone already is not found.
+
+    Returns
+    -------
+    int or None
+        Process id of that `mlflow run`; None if there is none.
     """
     started = _starter()
     if started is None:
-        return
+        return None
 
     def watch() -> None:
-        while started.is_running() and started.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(POLL_SECONDS)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while started.is_running() and started.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(POLL_SECONDS)
         print("the mlflow run that started this is gone: this ends too", file=sys.stderr)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os._exit(128 + signal.SIGTERM)  # somebody's code has swallowed the exception
 
-    def watch_quietly() -> None:
-        try:
-            watch()
-        except psutil.NoSuchProcess:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch_quietly, daemon=True, name="end-with-parent").start()
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+    return started.pid
 
 
 def _starter() -> psutil.Process | None:
@@ -123,8 +130,8 @@ def _starter() -> psutil.Process | None:
     return None
 
 
-def _started(pid: int) -> float | None:
-    """Seconds since 1970 at which a living process began; None if there is none."""
+def birth_of(pid: int) -> float | None:
+    """Tell when a living process began, in seconds since 1970; None if there is none."""
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())

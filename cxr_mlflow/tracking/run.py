@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 
 import mlflow
 from mlflow.entities import RunStatus
@@ -18,9 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_mlflow.environment import unless_set
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.stopping import Stopped, Terminated, stop_raises, unbroken
 from cxr_mlflow.tracking.locks import SQLITE, hold, is_database, is_server, lock_of
 from cxr_mlflow.tracking.parents import close_dead_runs
-from cxr_mlflow.tracking.processes import beating, end_with_parent, heartbeat, own_process
+from cxr_mlflow.tracking.processes import beating, heartbeat, own_process
 from cxr_mlflow.tracking.tracker import Tracker
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -116,7 +115,7 @@ def open_run(
     """Open a run, or join the one that `mlflow run` opened.
 
     It ends as FINISHED, as FAILED with the tag `failure` if an error leaves the block, or as
-    KILLED at Ctrl-C, SIGTERM and `Stopped`.
+    KILLED at Ctrl-C, SIGTERM, SIGHUP and `Stopped`.
 
     Parameters
     ----------
@@ -129,24 +128,25 @@ def open_run(
         Whether load and memory of the machine are logged beside.
     """
     use_tracking_uri()
-    end_with_parent()
     joined = run_id or joined_run()
     if joined:  # the experiment is already decided, and no other may be active
         home = mlflow.MlflowClient().get_run(joined).info.experiment_id
         mlflow.set_experiment(experiment_id=home)
     else:
         mlflow.set_experiment(experiment)
-    with sigterm_raises():
-        run = mlflow.start_run(
-            run_id=joined, run_name=None if joined else name, log_system_metrics=system_metrics
-        )
+    with stop_raises():
         status = RunStatus.FAILED
         try:
-            mlflow.set_tags(
-                {**tags, **own_process(), **({"mlflow.runName": name} if joined else {})}
-            )
-            if "failure" in run.data.tags:  # of an earlier attempt
-                mlflow.delete_tag("failure")
+            with unbroken():
+                run = mlflow.start_run(
+                    run_id=joined,
+                    run_name=None if joined else name,
+                    tags=own_process(),
+                    log_system_metrics=system_metrics,
+                )
+                mlflow.set_tags({**tags, **({"mlflow.runName": name} if joined else {})})
+                if "failure" in run.data.tags:  # of an earlier attempt
+                    mlflow.delete_tag("failure")
             close_dead_runs()
             log = Tracker(run.info.run_id, run.info.experiment_id)
             with beating(lambda: log.set_tags(heartbeat())):
@@ -154,33 +154,16 @@ def open_run(
             status = RunStatus.FINISHED
         except (KeyboardInterrupt, Terminated, Stopped) as error:
             status = RunStatus.KILLED
-            told = str(error) if isinstance(error, Stopped) else type(error).__name__
-            mlflow.set_tag("failure", told[:500])
+            _say(str(error) if isinstance(error, Stopped) else type(error).__name__)
             raise
         except BaseException as error:
-            mlflow.set_tag("failure", f"{type(error).__name__}: {error}"[:500])
+            _say(f"{type(error).__name__}: {error}")
             raise
         finally:
             mlflow.end_run(RunStatus.to_string(status))
 
 
-class Stopped(Exception):
-    """The run was stopped on purpose before its end; the message says why."""
-
-
-class Terminated(SystemExit):
-    """SIGTERM, as an exception: the run is closed as KILLED on the way out."""
-
-
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Make SIGTERM an exception, so that a run is closed on the way out."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _say(failure: str) -> None:
+    """Tag the open run, if there is one, with why it failed."""
+    if mlflow.active_run():  # MLflow would open another
+        mlflow.set_tag("failure", failure[:500])

@@ -10,10 +10,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,6 +27,8 @@ from cxr_mlflow.data import demo
 from cxr_mlflow.data.storage import write_whole
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.serving.files import write_table
+from cxr_mlflow.tracking.journal import Journal
+from cxr_mlflow.tracking.journaled import open_journaled
 
 SIZE = 8_000_000
 FULL = "no space left on the disk; free some, or"
@@ -216,6 +220,28 @@ def test_a_demo_that_does_not_fit_leaves_nothing(cxr, disk, monkeypatch):
     with filled(disk, leave=200_000):
         refused(cxr("demo", disk / "demo"), disk, FULL, "name another folder for the demo data")
         assert [path.name for path in disk.iterdir()] == ["ballast"]
+
+
+@pytest.mark.parametrize("when", ["in the middle", "at the end", "closed"])
+def test_a_run_whose_disk_fills_has_failed_and_mlflow_knows_why(disk, tracking, when):
+    journal = Journal(disk / "journal")
+    full = closed(disk) if when == "closed" else filled(disk)
+
+    def live(room):
+        with open_journaled(journal, "j1", "lab", "a run", {}, {"a": "b"}, handlers={}) as run:
+            assert run.delivery.wait(seconds=20)
+            room.enter_context(full)
+            if when == "in the middle":
+                run.log_bytes(bytes(100_000), "a.bin")
+
+    begin = time.monotonic()
+    room = contextlib.ExitStack()
+    with room, pytest.raises(InputError, match="name another folder with"):
+        live(room)
+    assert time.monotonic() - begin < 30
+    (found,) = mlflow.search_runs(experiment_names=["lab"], output_format="list")
+    assert found.info.status == "FAILED"
+    assert "$CXR_STATE_DIR" in found.data.tags["failure"]
 
 
 KAGGLEHUB = """

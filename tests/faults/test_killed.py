@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import warnings
 
 import pytest
 from mlflow.entities import LoggedModelStatus
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.faults.world import World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # one world is made of eleven trainings
 MOMENTS = {
     "in the first words": "cxr_mlflow.tracking.journal:Journal.append:after:4",
     "in a step": "cxr_mlflow.training.loop:train_step:before:3",
@@ -23,6 +22,7 @@ MOMENTS = {
     "between answer and note": "cxr_mlflow.tracking.tracker:Tracker.log_metrics:after:2",
     "in the export": "cxr_mlflow.serving.package:write_folder:before:1",
     "in the model's upload": "cxr_mlflow.serving.package:Model.log:after:1",
+    "while the gate works": "subprocess:Popen._execute_child:after:1:gate_child",
     "behind the version": "mlflow:register_model:after:1",
     "before the alias": "cxr_mlflow.registration:promote:before:1",
     "behind the end": "cxr_mlflow.tracking.remote:Remote._end:after:1",
@@ -30,15 +30,22 @@ MOMENTS = {
 
 
 TESTED = [
-    *("in a step", "behind the last step of an epoch", "in a checkpoint"),
-    *("between answer and note", "in the model's upload", "behind the version", "behind the end"),
+    ("in a step", "SIGKILL"),
+    ("behind the last step of an epoch", "SIGHUP"),
+    ("in a checkpoint", "SIGKILL"),
+    ("behind the first epoch", "group SIGINT,SIGTERM,SIGINT"),
+    ("between answer and note", "SIGKILL"),
+    ("in the model's upload", "SIGKILL"),
+    ("while the gate works", "group SIGINT"),
+    ("behind the version", "SIGKILL"),
+    ("behind the end", "SIGKILL"),
 ]
-"""Moments of the test; `make faults` takes them all, and random ones."""
+"""Moments of the test, and what comes then; `make faults` takes them all, and random ones."""
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory, empty_store, demo_dir, cache_dir):
-    """One run that nothing happened to, and one that was killed again and again."""
+def lived(tmp_path_factory, empty_store, demo_dir, cache_dir):
+    """One run that nothing happened to, one that was killed again and again, and how it ended."""
 
     def world(name: str) -> World:
         folder = tmp_path_factory.mktemp(name)
@@ -47,13 +54,27 @@ def worlds(tmp_path_factory, empty_store, demo_dir, cache_dir):
     whole, killed = world("whole"), world("killed")
     done = whole.type()
     assert done.returncode == 0, done.stderr
-    for name in TESTED:
-        died = killed.type(MOMENTS[name])
-        assert died.returncode == -signal.SIGKILL, f"{name}: {died.stderr[-2000:]}"
+    stopped = []
+    for name, signals in TESTED:
+        died = killed.type(MOMENTS[name], signals)
+        if signals == "SIGKILL":
+            assert died.returncode == -signal.SIGKILL, f"{name}: {died.stderr[-2000:]}"
+        else:
+            assert died.returncode > 0, f"{name}: {died.stderr[-2000:]}"
+            (run,) = killed.runs()
+            failure = run.data.tags.get("failure", "none")
+            goes_on = "The same command goes on from the last checkpoint" in died.stderr
+            stopped.append((signals, run.info.status, failure, goes_on))
     done = killed.type()
     assert done.returncode == 0, done.stderr
     assert f"(attempt {len(TESTED) + 1})" in done.stderr
-    return whole, killed
+    return whole, killed, stopped
+
+
+@pytest.fixture(scope="module")
+def worlds(lived):
+    """The two, without the ends between."""
+    return lived[:2]
 
 
 def artifacts(world: World, run_id: str, folder: str = "") -> set[str]:
@@ -157,27 +178,9 @@ def test_other_options_do_not_resume_and_changed_data_refuses(
     assert fresh.returncode == 0, fresh.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_it_says_so_and_goes_on(world_of_one, number):
-    world = world_of_one
-    process = world.start(epochs="40")
-    told = []
-    for line in process.stderr:
-        told.append(line)
-        if line.startswith("epoch"):
-            process.send_signal(number)
-            break
-    told += process.stderr.readlines()
-    process.stderr.close()
-    assert process.wait(60) != 0
-    assert "The same command goes on from the last checkpoint" in "".join(told)
-    (run,) = world.runs()
-    assert run.info.status == "KILLED", "".join(told)
-    assert run.data.tags["failure"] in ("KeyboardInterrupt", "Terminated")
-
-
-@pytest.fixture
-def world_of_one(tmp_path, empty_store, demo_dir, cache_dir):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield World(tmp_path, demo_dir, cache_dir, store=empty_store)
+def test_asked_to_stop_it_says_so_and_is_killed_however_often_it_is_asked(lived):
+    assert lived[2] == [
+        ("SIGHUP", "KILLED", "Terminated", True),
+        ("group SIGINT,SIGTERM,SIGINT", "KILLED", "KeyboardInterrupt", True),
+        ("group SIGINT", "KILLED", "KeyboardInterrupt", True),
+    ]

@@ -77,9 +77,11 @@ class World:
         told = [w for k, v in {**OPTIONS, **options}.items() for w in (f"--{k}", v)]
         return ["train", *self.args, *told]
 
-    def type(self, moment: str | None = None, **options: str) -> subprocess.CompletedProcess[str]:
-        """Type the training; with a moment (see `die.py`), it dies there."""
-        start = [str(DIE), moment] if moment else ["-m", "cxr_mlflow"]
+    def type(
+        self, moment: str | None = None, signals: str = "SIGKILL", **options: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Type the training; with a moment (see `die.py`), it gets signals there."""
+        start = [str(DIE), signals, moment] if moment else ["-m", "cxr_mlflow"]
         return self.run([*start, *self.words(options)])
 
     def run(self, words: list[str]) -> subprocess.CompletedProcess[str]:
@@ -92,6 +94,7 @@ class World:
             timeout=300,
             env=self.environment,
             check=False,
+            start_new_session=True,  # a signal to the group is for it alone
         )
 
     def start(self, **options: str) -> subprocess.Popen[str]:

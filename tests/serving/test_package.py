@@ -6,16 +6,23 @@ import base64
 import io
 import json
 import math
+import os
 import re
+import socket
+import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -179,12 +186,87 @@ def test_gate_stops_what_fails_in_the_clean_process(logged):
     report = check_model_loads(logged, FILMS, None, EXPECTED)
     assert not report.ok
     assert "send a `mask`" in report.reasons[0]
-    assert not check_model_loads("models:/nobody/1", FILMS, WHITE, EXPECTED).ok
+    assert report.tags()["gate"] == "failed"
+
+
+def test_a_model_that_the_store_does_not_hand_out_was_not_tried(logged):
+    report = check_model_loads("models:/nobody/1", FILMS, WHITE, EXPECTED, tries=1)
+    assert report.tags()["gate"] == "not tried"
+    assert re.match("not tried: .*nobody", report.reasons[0])
 
 
 def test_gate_does_not_wait_for_ever(logged):
-    report = check_model_loads(logged, FILMS, WHITE, EXPECTED, timeout=0.2)
-    assert report.reasons == ("not done after 0.2 seconds",)
+    report = check_model_loads(logged, FILMS, WHITE, EXPECTED, timeout=0.2, tries=1)
+    assert report.reasons == ("not tried: not done after 0.2 seconds",)
+
+
+def children() -> list[psutil.Process]:
+    """Clean processes of this one's gates."""
+    return [p for p in psutil.Process().children() if "gate_child" in " ".join(p.cmdline())]
+
+
+def test_a_clean_process_that_was_killed_says_nothing_of_the_model(logged, monkeypatch):
+    """It is in a session of its own, where a terminal's Ctrl-C does not reach it."""
+    monkeypatch.setattr("cxr_mlflow.serving.gate.PAUSE_SECONDS", 0.0)
+    sessions = []
+
+    def kill(times: int) -> threading.Thread:
+        def work() -> None:
+            killed: list[int] = []
+            deadline = time.monotonic() + 60
+            while len(killed) < times and time.monotonic() < deadline:
+                with suppress(psutil.Error, ProcessLookupError):
+                    for child in children():
+                        if child.pid not in killed:
+                            sessions.append(os.getsid(child.pid))
+                            child.kill()
+                            killed.append(child.pid)
+                time.sleep(0.02)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        return thread
+
+    killer = kill(1)
+    report = check_model_loads(logged, FILMS, WHITE, EXPECTED)
+    killer.join()
+    assert report.ok, report.reasons
+    killer = kill(2)
+    report = check_model_loads(logged, FILMS, WHITE, EXPECTED, tries=2)
+    killer.join()
+    assert not report.ok
+    assert report.reasons == ("not tried: the clean process was ended by SIGKILL",)
+    assert os.getsid(0) not in sessions
+
+
+GATE = """
+import sys
+import numpy as np
+from cxr_mlflow.serving.gate import check_model_loads
+
+check_model_loads("models:/m-1", [b"film"], None, np.array([[1.0]]))
+"""
+
+
+def test_a_clean_process_does_not_outlive_a_killed_trainer(tmp_path):
+    """It would hang on a server that never answers, and hold a copy of the model."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        uri = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        variables = {
+            "MLFLOW_TRACKING_URI": uri,
+            "MLFLOW_REGISTRY_URI": uri,
+            "TMPDIR": str(tmp_path),
+        }
+        with subprocess.Popen([sys.executable, "-c", GATE], env=os.environ | variables) as trainer:
+            deadline = time.monotonic() + 60
+            while not (found := psutil.Process(trainer.pid).children()):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            asked = deaf.accept()[0]  # it hangs in this request now
+            trainer.kill()
+        found[0].wait(10)
+        asked.close()
+    assert not list(tmp_path.rglob("request.json")), "its folder is removed"
 
 
 def test_gate_stops_a_model_that_needs_torch_or_the_project(run_id, brightness_model, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.stopping import Terminated
 from cxr_mlflow.tracking import delivery as delivery_module
 from cxr_mlflow.tracking.delivery import Delivery
 from cxr_mlflow.tracking.journal import Journal
@@ -210,6 +212,74 @@ def test_an_error_is_told_as_failed_with_its_reason(tmp_path, tracking):
     _, found = the_run(tracking)
     assert found.info.status == "FAILED"
     assert found.data.tags["failure"] == "ZeroDivisionError: nothing to divide"
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+def open_slow(folder, seconds):
+    """A run with a verb that takes long."""
+    slow = {"slow": lambda remote, record: time.sleep(seconds)}
+    journal = Journal(folder / "journal")
+    return open_journaled(journal, "j1", "lab", "a run", {}, {}, handlers=slow)
+
+
+@pytest.mark.parametrize("patience", [20.0, 0.5])
+def test_a_second_signal_does_not_break_off_the_closing(
+    tmp_path, tracking, monkeypatch, hears_ctrl_c, patience
+):
+    """Nor does a record that is long under way: then the status is told past it."""
+    monkeypatch.setattr("cxr_mlflow.tracking.journaled.LAST_SECONDS_KILLED", patience)
+
+    def live():
+        with open_slow(tmp_path, 1.5) as run:
+            run.once("slow", "slow", {})
+            threading.Timer(0.1, send, [signal.SIGTERM]).start()
+            threading.Timer(0.2, send, [signal.SIGINT]).start()
+            send(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        live()
+    _, found = the_run(tracking)
+    assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "KeyboardInterrupt")
+    assert [record.verb for record in Journal(tmp_path / "journal")][-1] == "end"
+
+
+def test_a_signal_in_the_first_words_closes_the_run(tmp_path, tracking, monkeypatch):
+    client = mlflow.MlflowClient()
+    joined = client.create_run(client.create_experiment("lab")).info.run_id
+    append = Journal.append
+
+    def interrupted(journal, verb, told):
+        record = append(journal, verb, told)
+        if verb == "open":
+            send(signal.SIGTERM)
+        return record
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    with pytest.raises(Terminated), open_run(Journal(tmp_path / "journal")):
+        pytest.fail("it was opened all the same")
+    assert [record.verb for record in Journal(tmp_path / "journal")] == ["open", "end"]
+    assert client.get_run(joined).info.status == "RUNNING", "nothing was sent yet"
+
+
+def test_a_signal_while_a_finished_run_waits_for_mlflow_shortens_the_waiting(
+    tmp_path, tracking, monkeypatch
+):
+    monkeypatch.setattr("cxr_mlflow.tracking.journaled.LAST_SECONDS_KILLED", 0.1)
+
+    def live():
+        with open_slow(tmp_path, 10) as run:
+            run.once("slow", "slow", {})
+            threading.Timer(0.3, send, [signal.SIGTERM]).start()
+
+    begin = time.monotonic()
+    with pytest.raises(Terminated):
+        live()
+    assert time.monotonic() - begin < 8
+    end = list(Journal(tmp_path / "journal"))[-1]
+    assert (end.verb, end.told["status"]) == ("end", "FINISHED"), "it is sent later"
 
 
 def test_what_mlflow_run_says_otherwise_is_refused_at_once(tmp_path, tracking, monkeypatch):
