@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from cxr_mlflow.config import DataConfig
@@ -11,6 +12,7 @@ from cxr_mlflow.data.prepare import Study, cache_folder
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.sources import (
     UNKNOWN,
+    in_doubt,
     never_within,
     within_lines,
     within_metrics,
@@ -38,7 +40,13 @@ class Controls:
     metrics: dict[str, float]
 
 
-def source_controls(study: Study, result: Assessment, *, samples: int) -> Controls:
+def source_controls(
+    study: Study,
+    result: Assessment,
+    *,
+    samples: int,
+    doubted: Mapping[str, Collection[str]] | None = None,
+) -> Controls:
     """Hold a run's test score against the sources of its images.
 
     Parameters
@@ -49,7 +57,10 @@ def source_controls(study: Study, result: Assessment, *, samples: int) -> Contro
         Of the test images of `study`.
     samples : int
         Bootstrap resamples.
+    doubted : mapping of str to collection of str, optional
+        Classes whose listed sources do not fit their films -> these sources; see `Audit.doubted`.
     """
+    doubted = doubted or {}
     classes = study.catalog.classes
     train, test = (study.split.rows(split) for split in ("train", "test"))
     sources = study.catalog.table["source"].to_numpy(object)
@@ -60,7 +71,9 @@ def source_controls(study: Study, result: Assessment, *, samples: int) -> Contro
         floor = source_floor(
             sources[train].tolist(), study.labels[train], classes, tested=(tested, result.y_true)
         )
-        lines["source floor"] = f"macro F1 {floor.f1_macro:.3f} knowing only the source of a file"
+        lines["source floor"] = (
+            f"macro F1 {floor.f1_macro:.3f} knowing only the source of a file{in_doubt(doubted)}"
+        )
         metrics = {
             "source_floor/f1_macro": floor.f1_macro,
             "source_floor/majority_f1_macro": floor.majority_f1_macro,
@@ -74,6 +87,6 @@ def source_controls(study: Study, result: Assessment, *, samples: int) -> Contro
         groups=study.duplicates.groups[test],
         samples=samples,
     )
-    lines |= within_lines(within, never_within(study.labels, sources.tolist(), classes))
+    lines |= within_lines(within, never_within(study.labels, sources.tolist(), classes), doubted)
     metrics |= within_metrics(within)
     return Controls(lines, {f"{result.split}/{name}": value for name, value in metrics.items()})
