@@ -336,6 +336,17 @@ def test_a_list_of_sources_that_does_not_fit_is_said_wherever_it_is_used(
     assert (tested["source"] == split.loc[tested.index, "source"]).all()
     assert run.data.metrics["audit/listed_sources/roc_auc/normal"] > 0
 
+    from cxr_mlflow.assess import evaluate_model
+
+    asked = EvaluateConfig(model_uri=done.run_id, subset="test")
+    told = {"cache_dir": str(tmp_path / "cache"), "source_file": options["source_file"]}
+    data = DataConfig(data_dir=str(demo_dir), **told)
+    again = evaluate_model(asked, data, TrackingConfig(bootstrap_samples=100))
+    scored = again.result.predictions.set_index("image_id")["source"]
+    assert scored.equals(tested["source"].loc[scored.index])
+    assert mlflow.get_run(again.run_id).data.params["source_file"] == options["source_file"]
+    assert read(again.run_id, "data/mine.csv").stat().st_size
+
 
 def test_bad_data_open_no_run(world, tmp_path, demo_dir, cache_dir):
     before = len(mlflow.search_runs(search_all_experiments=True))

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from cxr_mlflow.cli import main
 from cxr_mlflow.data.catalog import scan_catalog
+from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.errors import InputError
 
 LISTED = "kaggle.com/c/rsna-pneumonia-detection-challenge"
@@ -41,6 +42,16 @@ def test_it_is_heard_for_the_images_it_names_and_no_others(root, tmp_path):
             root, source_file=tmp_path / "sources.csv", cache_dir=tmp_path / "cache"
         ).digest
     ), "the digest is of pixels"
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_sources(root, tmp_path):
+    """Its digests are evidence; that of the pixels and of the split may stay as they were."""
+    digests = []
+    for told in ("a.org", "b.org", "b.org"):
+        file = write(tmp_path / "sources.csv", {"Normal/Normal-2": told})
+        catalog = scan_catalog(root, source_file=file, cache_dir=tmp_path / "cache")
+        digests.append(Study(catalog, None, None, None).sources_digest)
+    assert digests[0] != digests[1] == digests[2]
 
 
 def test_an_image_without_metadata_has_its_source_from_the_file(root, tmp_path):
