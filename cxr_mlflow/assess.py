@@ -14,6 +14,7 @@ from rich.console import Console
 from cxr_mlflow.command_config import EvaluateConfig
 from cxr_mlflow.config import AUTO, NONE, DataConfig, TrackingConfig
 from cxr_mlflow.data.fingerprints import plot_copies
+from cxr_mlflow.data.prepare import source_file
 from cxr_mlflow.data.preprocess import needs_mask
 from cxr_mlflow.data.storage import with_bar
 from cxr_mlflow.describe import CODE_DIR, where_lines
@@ -185,6 +186,7 @@ def start_record(
             "subset": asked.subset,
             "data_dir": data.data_dir,
             "class_map": asked.class_map,
+            "source_file": data.source_file,
             "data_digest": catalog.digest,
             "bootstrap_samples": str(tracking.bootstrap_samples),
             "git_commit": git_commit(CODE_DIR),
@@ -203,6 +205,8 @@ def start_record(
     )
     if asked.class_map != NONE:
         run.log_file(Path(asked.class_map).expanduser(), "data")
+    if told := source_file(data):
+        run.log_file(told, "data")
 
 
 def caption(films: Films, name: str, num_classes: int) -> str:

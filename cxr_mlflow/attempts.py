@@ -47,6 +47,7 @@ def evidence_of(plan: Plan) -> dict[str, str]:
     return {
         "data_digest": plan.study.catalog.digest,
         "split_digest": plan.study.split.digest,
+        "listed_sources": plan.study.sources_digest,
         "first_weights": digest_of(plan.loaded.network.state_dict()),
     }
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from cxr_mlflow.calibrate import CalibrationCheck
 from cxr_mlflow.controls import Controls
-from cxr_mlflow.data.audit import Audit
 from cxr_mlflow.describe import Plan
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.model_card import CardFacts, facts_of
@@ -31,7 +30,6 @@ def card_of(
     checked: CalibrationCheck,
     summary: RunSummary,
     *,
-    audit: Audit,
     controls: Controls,
     explained: Mapping[str, str],
 ) -> CardFacts:
@@ -41,8 +39,6 @@ def card_of(
     ----------
     plan, trained, result, checked, summary
         Of the run.
-    audit : Audit
-        Of its data.
     controls : Controls
         What the sources of the images say.
     explained : mapping of str to str
@@ -59,7 +55,7 @@ def card_of(
         split_counts=plan.study.counts(),
         source_counts=pd.crosstab(table["class_name"], table["source"]),
         left_out={str(k): int(n) for k, n in lost["problem"].value_counts().items()},
-        audit=replace(audit, cached=False).summary(),
+        audit=replace(plan.audit, cached=False).summary(),
         controls={**controls.lines, **explained},
         source_floor=floor if floor.value is not None else None,
         calibration=checked.lines,

@@ -73,6 +73,7 @@ class DataConfig(Checked):
     on_bad_file: OnBadFile = option(
         "fail", "At a damaged file: stop, or go on without it and list every file left out."
     )
+    source_file: str = option(NONE, "A CSV (image_id, source) to correct the listed sources.")
     split_seed: int = option(0, "Seeds the train/val/test split, and nothing else.")
     val_fraction: float = option(0.1, "Share of the images for validation.")
     test_fraction: float = option(0.2, "Share of the images for the test.")

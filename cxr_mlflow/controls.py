@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from cxr_mlflow.config import DataConfig
@@ -12,6 +13,7 @@ from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.intervals import label_intervals
 from cxr_mlflow.evaluation.sources import (
     UNKNOWN,
+    in_doubt,
     never_within,
     within_lines,
     within_metrics,
@@ -39,7 +41,13 @@ class Controls:
     metrics: dict[str, float]
 
 
-def source_controls(study: Study, result: Assessment, *, samples: int) -> Controls:
+def source_controls(
+    study: Study,
+    result: Assessment,
+    *,
+    samples: int,
+    doubted: Mapping[str, Collection[str]] | None = None,
+) -> Controls:
     """Hold a run's test score against the sources of its images.
 
     Parameters
@@ -50,7 +58,10 @@ def source_controls(study: Study, result: Assessment, *, samples: int) -> Contro
         Of the test images of `study`.
     samples : int
         Bootstrap resamples.
+    doubted : mapping of str to collection of str, optional
+        Classes whose listed sources do not fit their films -> these sources; see `Audit.doubted`.
     """
+    doubted = doubted or {}
     classes = study.catalog.classes
     train, test = (study.split.rows(split) for split in ("train", "test"))
     sources = study.catalog.table["source"].to_numpy(object)
@@ -70,7 +81,7 @@ def source_controls(study: Study, result: Assessment, *, samples: int) -> Contro
         )["f1_macro"]
         lines["source floor"] = (
             f"macro F1 {floor.f1_macro:.3f} ({ends.low:.3f}–{ends.high:.3f}) knowing only the "
-            "source of a file"
+            f"source of a file{in_doubt(doubted)}"
         )
         metrics = {
             "source_floor/f1_macro": floor.f1_macro,
@@ -87,6 +98,6 @@ def source_controls(study: Study, result: Assessment, *, samples: int) -> Contro
         groups=study.duplicates.groups[test],
         samples=samples,
     )
-    lines |= within_lines(within, never_within(study.labels, sources.tolist(), classes))
+    lines |= within_lines(within, never_within(study.labels, sources.tolist(), classes), doubted)
     metrics |= within_metrics(within)
     return Controls(lines, {f"{result.split}/{name}": value for name, value in metrics.items()})

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from cxr_mlflow.config import AUTO, RunConfig
+from cxr_mlflow.data.audit import Audit
 from cxr_mlflow.data.dataset import Draw
 from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.data.preprocess import CONTROLS
@@ -42,11 +43,12 @@ SAMPLES_PER_CLASS, COPIES_PER_SAMPLE = 2, 5
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that is about to be made: its options, its images, its first weights."""
+    """A run that is about to be made: its options, images, first weights, and their audit."""
 
     config: RunConfig
     study: Study
     loaded: LoadedModel
+    audit: Audit
 
     @property
     def is_demo(self) -> bool:
@@ -69,6 +71,7 @@ class Plan:
         warnings = [SYNTHETIC] if self.is_demo else []
         warnings += self.loaded.warnings
         warnings += left_out(self.study.catalog.problems)
+        warnings += self.audit.warnings
         if self.control:
             return (*warnings, f"A control: this model sees {self.control}, and is no classifier.")
         return (*warnings, NOT_CONTROLLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -192,7 +193,13 @@ def choose_images(
 
 
 def probe_sources(
-    network: nn.Module, study: Study, *, mask_mode: str, device: torch.device, samples: int
+    network: nn.Module,
+    study: Study,
+    *,
+    mask_mode: str,
+    device: torch.device,
+    samples: int,
+    doubted: Collection[str] = (),
 ) -> Explained:
     """Measure how well the network's last features tell the source of an image inside a class.
 
@@ -200,7 +207,7 @@ def probe_sources(
     has two sources with enough films among them. An 8 x 8 thumbnail of what the network sees is
     probed alike: what it tells, any network is given on a plate.
 
-    Parameters as of `explain_trained`.
+    Parameters as of `explain_trained`; `doubted` names classes whose listed sources do not fit.
 
     Returns
     -------
@@ -233,5 +240,5 @@ def probe_sources(
     for key, value in probe_metrics(probes, REFERENCE).items():
         if not key.startswith(("chance", "support")):
             metrics[f"source_probe/thumbnail/{key}"] = value
-    line = probe_line(probes, classes, view=FEATURES, reference=REFERENCE)
+    line = probe_line(probes, classes, view=FEATURES, reference=REFERENCE, doubted=doubted)
     return Explained({f"test/{key}": v for key, v in metrics.items()}, {"source probe": line})

@@ -16,7 +16,7 @@ from cxr_mlflow.config import NONE, DataConfig
 from cxr_mlflow.data.catalog import Catalog, resolve_data_dir, scan_catalog
 from cxr_mlflow.data.class_map import ClassMap, load_class_map, same_names
 from cxr_mlflow.data.fingerprints import Copies, Fingerprints, find_copies, load_fingerprints
-from cxr_mlflow.data.prepare import cache_folder, find_duplicates
+from cxr_mlflow.data.prepare import cache_folder, find_duplicates, source_file
 from cxr_mlflow.data.preprocess import needs_mask
 from cxr_mlflow.data.splits import Split, load_split
 from cxr_mlflow.errors import InputError
@@ -92,7 +92,13 @@ def gather(
     """
     cache = cache_folder(data)
     folder, _ = resolve_data_dir(data.data_dir, cache, progress=True)
-    catalog = scan_catalog(folder, mask_mode=predictor.mask_mode, cache_dir=cache, progress=True)
+    catalog = scan_catalog(
+        folder,
+        mask_mode=predictor.mask_mode,
+        source_file=source_file(data),
+        cache_dir=cache,
+        progress=True,
+    )
     if asked.class_map == NONE:
         class_map = same_names(catalog.classes, predictor.classes)
     else:

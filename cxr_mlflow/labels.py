@@ -10,7 +10,15 @@ ALWAYS = ("model", "strategy")
 """Options a label names even where all rows share them."""
 NO_RESULT = frozenset(
     {
-        *("data_dir", "cache_dir", "workers", "device", "checkpoint_minutes", "fresh"),
+        *(
+            "data_dir",
+            "source_file",
+            "cache_dir",
+            "workers",
+            "device",
+            "checkpoint_minutes",
+            "fresh",
+        ),
         *("experiment", "run_name", "register", "registered_model", "bootstrap_samples"),
     }
 )

@@ -90,7 +90,7 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
         seed=config.train.seed,
         freeze=config.model.freeze,
     )
-    plan = Plan(config, study, loaded)
+    plan = Plan(config, study, loaded, audit_study(study, config.data))
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     announce(console, plan)
     command = command_of(plan, tracking_uri, tags or {})
@@ -148,8 +148,7 @@ def conduct(
     """Train, test and tell all of an open run; where it was interrupted, tell the rest."""
     config, study = plan.config, plan.study
     classes, mask_mode = study.catalog.classes, config.data.mask_mode
-    audit = audit_study(study, config.data)
-    start_record(run, plan, audit)
+    start_record(run, plan)
     trained = train(
         plan.loaded.network,
         study,
@@ -174,9 +173,9 @@ def conduct(
     run.log_metrics({f"test/{name}": value for name, value in checked.metrics.items()})
     record_assessment(run, result)
     draw_sheets(run, plan, trained, result)
-    controls = source_controls(study, result, samples=config.tracking.bootstrap_samples)
+    samples, doubted = config.tracking.bootstrap_samples, plan.audit.doubted
+    controls = source_controls(study, result, samples=samples, doubted=doubted)
     run.log_metrics(controls.metrics)
-    samples = config.tracking.bootstrap_samples
     heat = explain_trained(
         trained.network,
         study,
@@ -187,13 +186,18 @@ def conduct(
         caption=plan.caption(),
     )
     probe = probe_sources(
-        trained.network, study, mask_mode=mask_mode, device=device, samples=samples
+        trained.network,
+        study,
+        mask_mode=mask_mode,
+        device=device,
+        samples=samples,
+        doubted=doubted,
     )
     explained = {**heat.lines, **probe.lines}
     run.log_metrics({**heat.metrics, **probe.metrics})
     for name, figure in {**heat.figures, **probe.figures}.items():
         run.log_figure(figure, f"test/{name}.png")
-    found = {"data audit": audit.headline(), **controls.lines, **explained, **checked.lines}
+    found = {"data audit": plan.audit.headline(), **controls.lines, **explained, **checked.lines}
     summary = summarize(plan, trained, result, found)
     if config.tracking.register:
         summary = replace(summary, registered_version=PENDING)
@@ -206,7 +210,6 @@ def conduct(
         result,
         checked,
         summary,
-        audit=audit,
         controls=controls,
         explained=explained,
     )

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cxr_mlflow.calibrate import Calibration
-from cxr_mlflow.data.audit import Audit
 from cxr_mlflow.data.audit_report import write_page
 from cxr_mlflow.data.contact_sheet import plot_contact_sheet
 from cxr_mlflow.data.dataset import Draw
 from cxr_mlflow.data.fingerprints import save_fingerprints
+from cxr_mlflow.data.prepare import source_file
 from cxr_mlflow.describe import Plan, augmented_sheet
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.plots import (
@@ -54,9 +54,9 @@ class EpochRecorder:
         return False
 
 
-def start_record(run: Log, plan: Plan, audit: Audit) -> None:
+def start_record(run: Log, plan: Plan) -> None:
     """Collect what a run tells before training."""
-    study = plan.study
+    study, audit = plan.study, plan.audit
     catalog, split = study.catalog, study.split
     sheets: dict[str, Figure] = {
         "data/class_distribution.png": plot_class_distribution(
@@ -83,6 +83,8 @@ def start_record(run: Log, plan: Plan, audit: Audit) -> None:
     run.log_text(page, "data/audit.html")
     run.log_text(audit.to_json(), "data/audit.json")
     run.log_metrics(audit.metrics())
+    if corrected := source_file(plan.config.data):
+        run.log_file(corrected, "data")
     with tempfile.TemporaryDirectory() as folder:
         split.save(Path(folder) / "split.csv")
         run.log_file(Path(folder) / "split.csv", "data")

@@ -371,12 +371,58 @@ def test_split_file_gives_the_same_test_images(world, run, demo_dir, cache_dir):
     assert same.registered is None
 
 
+def test_a_list_of_sources_that_does_not_fit_is_said_wherever_it_is_used(
+    world, demo_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("cxr_mlflow.data.audit_listing.BOTH_SIDES", 0.0)  # the demo has no trace,
+    monkeypatch.setattr("cxr_mlflow.data.audit_listing.DOUBTED", 1.1)  # and is not doubted else
+    monkeypatch.setattr("cxr_mlflow.evaluation.sources.MIN_IMAGES", 2)
+    names = [f"Normal/Normal-{k}" for k in range(1, 25)]
+    shared = ("plains.example.org/challenge", "hills.example.org")
+    told = pd.DataFrame({"image_id": names, "source": np.resize(shared, 24)})
+    told.to_csv(tmp_path / "mine.csv", index=False)
+    options = {"source_file": str(tmp_path / "mine.csv")}
+    done = experiment(demo_dir, tmp_path / "cache", **options, epochs=1, register=False)
+    doubt = "The listed sources of Normal do not fit its films"
+    assert f"! {doubt}" in capsys.readouterr().err, "before the training"
+    assert any(line.startswith(f"! {doubt}") for line in done.lines)
+    run = mlflow.get_run(done.run_id)
+    note = run.data.tags["mlflow.note.content"]
+    assert doubt in note.splitlines()[0]
+    assert f"> - {doubt}: " in note
+    for told in ("source floor", "within plains", "within hills"):
+        (line,) = (line for line in done.lines if line.startswith(told))
+        assert line.endswith("; but the listed sources of Normal do not fit its films")
+    assert f"! {doubt}" in read(done.run_id, "data/audit.html").read_text()
+    assert doubt in read(done.run_id, "model_card.md").read_text()
+    assert run.data.params["source_file"] == options["source_file"]
+    assert read(done.run_id, "data/mine.csv").read_text() == (tmp_path / "mine.csv").read_text()
+    split = pd.read_csv(read(done.run_id, "data/split.csv")).set_index("image_id")
+    assert split.loc[names, "source"].tolist() == list(np.resize(shared, 24))
+    tested = pd.read_csv(read(done.run_id, "test/predictions.csv")).set_index("image_id")
+    assert (tested["source"] == split.loc[tested.index, "source"]).all()
+    assert run.data.metrics["audit/listed_sources/roc_auc/normal"] > 0
+
+    from cxr_mlflow.assess import evaluate_model
+
+    asked = EvaluateConfig(model_uri=done.run_id, subset="test")
+    told = {"cache_dir": str(tmp_path / "cache"), "source_file": options["source_file"]}
+    data = DataConfig(data_dir=str(demo_dir), **told)
+    again = evaluate_model(asked, data, TrackingConfig(bootstrap_samples=100))
+    scored = again.result.predictions.set_index("image_id")["source"]
+    assert scored.equals(tested["source"].loc[scored.index])
+    assert mlflow.get_run(again.run_id).data.params["source_file"] == options["source_file"]
+    assert read(again.run_id, "data/mine.csv").stat().st_size
+
+
 def test_bad_data_open_no_run(world, tmp_path, demo_dir, cache_dir):
     before = len(mlflow.search_runs(search_all_experiments=True))
     with pytest.raises(InputError, match="--data-dir"):
         experiment(tmp_path / "nothing", cache_dir)
     with pytest.raises(InputError, match="--weights"):
         experiment(demo_dir, cache_dir, weights=str(tmp_path / "gone.pth"))
+    with pytest.raises(InputError, match="--source-file"):
+        experiment(demo_dir, cache_dir, source_file=str(tmp_path / "gone.csv"))
     assert len(mlflow.search_runs(search_all_experiments=True)) == before
 
 

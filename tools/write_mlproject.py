@@ -30,7 +30,7 @@ ENTRY_POINTS: dict[str, tuple[str, list[tuple[type[Any], set[str] | None]]]] = {
         "evaluate",
         [
             (EvaluateConfig, None),
-            (DataConfig, {"data_dir", "split_file", "on_bad_file", "cache_dir"}),
+            (DataConfig, {"data_dir", "split_file", "source_file", "on_bad_file", "cache_dir"}),
             (TrackingConfig, {"experiment", "run_name", "bootstrap_samples"}),
         ],
     ),

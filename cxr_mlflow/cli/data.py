@@ -73,7 +73,7 @@ def download(dest: Path) -> None:
 
 
 @data.command()
-@data_options("mask_mode")
+@data_options("mask_mode", "source_file")
 @click.option("--report", type=OutFile, help="Write all problems to this CSV file.")
 @click.option(
     "--contact-sheet", type=OutFile, help="Draw the duplicate groups to this PNG or PDF file."
@@ -89,13 +89,17 @@ def check(
         print_problems,
     )
     from cxr_mlflow.data.catalog import resolve_data_dir, scan_catalog
-    from cxr_mlflow.data.prepare import cache_folder, find_duplicates
+    from cxr_mlflow.data.prepare import cache_folder, find_duplicates, source_file
 
     config = _config(folder, options)
     cache_dir = cache_folder(config)
     root, _ = resolve_data_dir(config.data_dir, cache_dir, progress=_on_terminal())
     catalog = scan_catalog(
-        root, mask_mode=config.mask_mode, cache_dir=cache_dir, progress=_on_terminal()
+        root,
+        mask_mode=config.mask_mode,
+        source_file=source_file(config),
+        cache_dir=cache_dir,
+        progress=_on_terminal(),
     )
     duplicates = find_duplicates(catalog, config)
     console = open_console()
@@ -111,7 +115,9 @@ def check(
 
 
 @data.command()
-@data_options("mask_mode", "split_seed", "val_fraction", "test_fraction", "split_file")
+@data_options(
+    *("mask_mode", "source_file", "split_seed", "val_fraction", "test_fraction", "split_file")
+)
 @click.option(
     "--output", type=OutFile, help="Write a report to this .html file, and a .json beside it."
 )
@@ -202,7 +208,9 @@ def cache(folder: str | None, **options: Any) -> None:
 
 
 @data.command()
-@data_options("mask_mode", "on_bad_file", "split_seed", "val_fraction", "test_fraction")
+@data_options(
+    *("mask_mode", "on_bad_file", "source_file", "split_seed", "val_fraction", "test_fraction")
+)
 @click.option("--out", type=OutFile, required=True, help="CSV file for --split-file.")
 def split(folder: str | None, out: Path, **options: Any) -> None:
     """Divide a data set into train, val and test, duplicates kept together, and save who is who."""

@@ -79,6 +79,8 @@ def print_audit(console: Console, catalog: Catalog, audit: Audit, notes: list[st
     ]
     columns = ["seen", "balanced accuracy", "macro F1", "tells the class"]
     print_table(console, f"{catalog.root}{note}: {audit.num_images} images", columns, rows)
+    for warning in audit.warnings:
+        console.print(Text(f"! {warning}", style="bold yellow"))
     told = [s for s in audit.shortcuts if s.accused or s.unmeasured]
     lines = [f"- {TITLES[s.name]}: {s.verdict}" for s in told] + audit.summary() + notes
     if lost := catalog.problems.loc[catalog.problems["fatal"], "path"].nunique():

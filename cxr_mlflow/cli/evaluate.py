@@ -14,7 +14,7 @@ from cxr_mlflow.command_config import ControlConfig, EvaluateConfig
 from cxr_mlflow.config import AUTO, DataConfig, TrackingConfig, flag
 from cxr_mlflow.errors import InputError
 
-DATA = ("data_dir", "split_file", "on_bad_file", "cache_dir")
+DATA = ("data_dir", "split_file", "source_file", "on_bad_file", "cache_dir")
 FOR_CONTROLS = ("data_dir", "cache_dir")
 """Of the data options, those that mean something where the run's own images are used."""
 HELP = {field.name: field.metadata["help"] for field in fields(EvaluateConfig)}

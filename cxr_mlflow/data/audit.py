@@ -19,7 +19,8 @@ from cxr_mlflow.data.audit_features import (
     describe_masks,
     measure_files,
 )
-from cxr_mlflow.data.audit_shortcuts import TITLES, Shortcut, measure_shortcuts
+from cxr_mlflow.data.audit_listing import Listing, measure_listings
+from cxr_mlflow.data.audit_shortcuts import TITLES, Estimate, Shortcut, measure_shortcuts
 from cxr_mlflow.data.audit_sources import SourceFloor, source_floor
 from cxr_mlflow.data.catalog import Catalog
 from cxr_mlflow.data.duplicates import Duplicates
@@ -49,6 +50,8 @@ class Audit:
     floor : SourceFloor
         The best rule source -> class, made and scored on all images.
     shortcuts : tuple of Shortcut
+    listings : tuple of Listing
+        Whether the films of a class bear out its listed sources.
     split : SplitAudit, optional
     cached : bool
         Whether the numbers were measured before; not in the JSON.
@@ -66,6 +69,7 @@ class Audit:
     copies: Copies
     floor: SourceFloor
     shortcuts: tuple[Shortcut, ...]
+    listings: tuple[Listing, ...]
     split: SplitAudit | None = None
     cached: bool = field(default=False, compare=False)
 
@@ -73,6 +77,23 @@ class Audit:
     def sources_known(self) -> bool:
         """Whether the metadata tell the source of any image."""
         return any(counts.keys() - {"unknown"} for counts in self.sources.values())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What must be said wherever a score by source is shown, once for each class."""
+        return tuple({each.class_name: each.warning for each in self._doubted}.values())
+
+    @property
+    def doubted(self) -> dict[str, tuple[str, ...]]:
+        """Classes whose listed sources do not fit their films -> the sources in doubt."""
+        found: dict[str, dict[str, None]] = {}
+        for each in self._doubted:
+            found.setdefault(each.class_name, {}).update(dict.fromkeys(each.sources))
+        return {name: tuple(sources) for name, sources in found.items()}
+
+    @property
+    def _doubted(self) -> list[Listing]:
+        return [each for each in self.listings if each.doubted]
 
     def headline(self) -> str:
         """Say in one sentence how much can be had without a finding."""
@@ -90,7 +111,7 @@ class Audit:
         )
 
     def summary(self) -> list[str]:
-        """Headline, copies, split and source floor, a sentence each."""
+        """Headline, copies, split, source floor and listed sources, a sentence each."""
         copies = self.copies
         lines = [
             self.headline(),
@@ -108,6 +129,7 @@ class Audit:
         if not self.sources_known:
             floor = "Source alone: no metadata tell a source"
         lines.append(f"{floor}.")
+        lines += [f"Listed sources of {each.verdict}" for each in self.listings]
         if self.cached:
             lines.append("Read from the cache: these data were audited before.")
         return lines
@@ -125,17 +147,29 @@ class Audit:
                 key = slug(shortcut.name)
                 found[f"audit/balanced_accuracy/{key}"] = shortcut.balanced_accuracy.value
                 found[f"audit/f1_macro/{key}"] = shortcut.f1_macro.value
+        for name, worst in self._worst_listings().items():
+            for end, value in (("", worst.value), ("_low", worst.low), ("_high", worst.high)):
+                found[f"audit/listed_sources/roc_auc{end}/{slug(name)}"] = value
         if self.split:
             found["audit/duplicate_groups_cut"] = float(self.split.groups_cut)
             if self.sources_known:
                 found["audit/source_floor_test"] = self.split.floor.f1_macro
         return found
 
+    def _worst_listings(self) -> dict[str, Estimate]:
+        """Class -> least ROC AUC between two of its listed sources, where one was measured."""
+        areas: dict[str, list[Estimate]] = {}
+        for each in self.listings:
+            if not each.unmeasured:
+                areas.setdefault(each.class_name, []).append(each.roc_auc)
+        return {name: min(found, key=lambda area: area.value) for name, found in areas.items()}
+
     def to_json(self) -> str:
         """All findings as JSON; null where nothing was measured."""
         told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cached"}
         plain = {k: asdict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in told.items()}
-        plain["shortcuts"] = [asdict(shortcut) for shortcut in self.shortcuts]
+        for name in ("shortcuts", "listings"):
+            plain[name] = [asdict(each) for each in getattr(self, name)]
         return json.dumps(_nan_to_none({"version": AUDIT_VERSION, **plain}), indent=1)
 
 
@@ -197,6 +231,7 @@ def _load(store: Path) -> Audit | None:
         told["copies"] = Copies(**told["copies"])
         told["floor"] = SourceFloor(**told["floor"])
         told["shortcuts"] = tuple(map(Shortcut.from_dict, told["shortcuts"]))
+        told["listings"] = tuple(map(Listing.from_dict, told["listings"]))
         return Audit(**told, cached=True)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there or damaged: it is measured again
@@ -221,6 +256,7 @@ def _none_to_nan(value: Any) -> Any:
 def _measure(catalog: Catalog, duplicates: Duplicates, progress: bool) -> Audit:
     measured = measure_files(catalog, progress=progress)
     table, labels = catalog.table, catalog.table["label"].to_numpy(np.int64)
+    views, groups = build_views(catalog, measured), duplicates.groups
     rows_of = {name: np.flatnonzero(labels == k) for k, name in enumerate(catalog.classes)}
     return Audit(
         name=catalog.name,
@@ -237,9 +273,10 @@ def _measure(catalog: Catalog, duplicates: Duplicates, progress: bool) -> Audit:
         },
         copies=describe_copies(catalog, duplicates),
         floor=source_floor(table["source"].tolist(), labels, catalog.classes),
-        shortcuts=tuple(
-            measure_shortcuts(
-                build_views(catalog, measured), labels, duplicates.groups, catalog.classes
+        shortcuts=tuple(measure_shortcuts(views, labels, groups, catalog.classes)),
+        listings=tuple(
+            measure_listings(
+                views["thumbnail"][0], table["source"].tolist(), labels, groups, catalog.classes
             )
         ),
     )

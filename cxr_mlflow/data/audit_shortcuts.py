@@ -229,12 +229,16 @@ def _predict(name: str, view: Floats, labels: Labels, folds: Labels, seed: int) 
             model = CategoricalNB(fit_prior=False, min_categories=int(numbers.max()) + 1)
             predicted[test] = model.fit(numbers[train], labels[train]).predict(numbers[test])
         else:
-            forest = ExtraTreesClassifier(
-                NUM_TREES, min_samples_leaf=5, class_weight="balanced", n_jobs=-1, random_state=seed
-            ).fit(view[train], labels[train])
-            forest.set_params(n_jobs=1)  # threads would add the trees' votes up in any order
-            predicted[test] = forest.predict(view[test])
+            predicted[test] = fit_forest(view[train], labels[train], seed).predict(view[test])
     return predicted
+
+
+def fit_forest(view: Floats, labels: Labels, seed: int) -> ExtraTreesClassifier:
+    """Train the forest that all views but the source are judged by."""
+    forest = ExtraTreesClassifier(
+        NUM_TREES, min_samples_leaf=5, class_weight="balanced", n_jobs=-1, random_state=seed
+    ).fit(view, labels)
+    return forest.set_params(n_jobs=1)  # threads would add the trees' votes up in any order
 
 
 def judge(
@@ -298,13 +302,14 @@ def score(
     of_recall = ((hits - recall * true) / true.sum(0)).mean(1)
     of_f1 = ((2 * hits - f1 * (true + told)) / (true.sum(0) + told.sum(0))).mean(1)
     estimates = (
-        _interval(float(ratio.mean()), influence, members)
+        interval_of(float(ratio.mean()), influence, members)
         for ratio, influence in ((recall, of_recall), (f1, of_f1))
     )
     return next(estimates), next(estimates), f1, recall
 
 
-def _interval(value: float, influence: Array, members: NDArray[np.int64]) -> Estimate:
+def interval_of(value: float, influence: Array, members: NDArray[np.int64]) -> Estimate:
+    """Interval of a score, given each image's influence on it and its group, 0 to G - 1."""
     sums = np.bincount(members, influence)
     spread = np.sqrt(len(sums) / max(len(sums) - 1, 1) * (sums**2).sum())
     reach = float(norm.ppf((1 + LEVEL) / 2) * spread)

@@ -21,6 +21,7 @@ from cxr_mlflow.data.locate import is_demo, resolve_data_dir
 from cxr_mlflow.data.pairing import Pairs, compare_images, image_ids, pair_with_masks
 from cxr_mlflow.data.preprocess import needs_mask
 from cxr_mlflow.data.scan import scan_files, scan_metadata, thumbnails_of
+from cxr_mlflow.data.source_file import read_source_file
 from cxr_mlflow.errors import InputError
 
 __all__ = ["Catalog", "load_catalog", "resolve_data_dir", "scan_catalog"]
@@ -85,6 +86,7 @@ def load_catalog(
     *,
     mask_mode: str = "lungs",
     on_bad_file: str = "fail",
+    source_file: Path | None = None,
     cache_dir: Path,
     progress: bool = False,
 ) -> Catalog:
@@ -98,6 +100,8 @@ def load_catalog(
         One of `cxr_mlflow.config.MaskMode`; all but "none" make masks compulsory.
     on_bad_file : {"fail", "skip"}
         "skip" leaves images with a fatal problem out and keeps them in `problems`.
+    source_file : Path, optional
+        Tells the source of the images it names, over the metadata; see `read_source_file`.
     cache_dir : Path
         Where readings are kept for the next time.
     progress : bool
@@ -106,10 +110,16 @@ def load_catalog(
     Raises
     ------
     InputError
-        If the layout is not found, a file is bad and `on_bad_file` is "fail", or a class has no
-        usable image.
+        If the layout is not found, a file is bad and `on_bad_file` is "fail", a class has no
+        usable image, or the source file does not fit.
     """
-    catalog = scan_catalog(data_dir, mask_mode=mask_mode, cache_dir=cache_dir, progress=progress)
+    catalog = scan_catalog(
+        data_dir,
+        mask_mode=mask_mode,
+        source_file=source_file,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
     fatal = catalog.problems[catalog.problems["fatal"]]
     if len(fatal) and on_bad_file != "skip":
         raise InputError(_summary(catalog.root, fatal))
@@ -125,7 +135,12 @@ def load_catalog(
 
 
 def scan_catalog(
-    data_dir: Path, *, mask_mode: str = "lungs", cache_dir: Path, progress: bool = False
+    data_dir: Path,
+    *,
+    mask_mode: str = "lungs",
+    source_file: Path | None = None,
+    cache_dir: Path,
+    progress: bool = False,
 ) -> Catalog:
     """Read every file of a data set and list all that is wrong, without refusing anything.
 
@@ -133,10 +148,11 @@ def scan_catalog(
     """
     root = find_root(data_dir.absolute())
     layout = read_layout(root)
+    told = _read_sources(source_file, layout)
     readings = scan_files(root, layout.files, cache_dir=cache_dir, progress=progress)
     tables, problems = scan_metadata(root, layout.classes, cache_dir=cache_dir)
     problems += layout.problems
-    sources = _find_sources(layout, tables, problems)
+    sources = _find_sources(layout, tables, told, problems)
     pairs = pair_with_masks(layout, readings, needs_mask(mask_mode), problems)
     compare_images(layout, pairs, readings, problems)
     fatal = pa.array([problem.path for problem in problems if problem.fatal], pa.large_string())
@@ -156,10 +172,21 @@ def scan_catalog(
     )
 
 
+def _read_sources(source_file: Path | None, layout: Layout) -> dict[str, str]:
+    """Sources that a file tells over the metadata, by image_id."""
+    if source_file is None:
+        return {}
+    images = layout.files[~layout.files["is_mask"].to_numpy(bool)]
+    return read_source_file(source_file, image_ids(images).to_pylist())
+
+
 def _find_sources(
-    layout: Layout, tables: dict[str, dict[str, str]], problems: list[Problem]
+    layout: Layout,
+    tables: dict[str, dict[str, str]],
+    told: dict[str, str],
+    problems: list[Problem],
 ) -> NDArray[np.object_]:
-    """Source of every file as the metadata tell it, "unknown" where they do not."""
+    """Source of every file as `told`, else as the metadata tell it, else "unknown"."""
     files = layout.files
     found = np.full(len(files), "unknown", object)
     for name, sources in tables.items():
@@ -169,11 +196,16 @@ def _find_sources(
         places = dict(zip(keys, rows, strict=True))
         for key in sources.keys() - places.keys():
             detail = f"row {key!r} names no image"
-            told = f"{name}.metadata.xlsx"
-            problems.append(Problem(told, "metadata_without_file", detail, False))
+            where = f"{name}.metadata.xlsx"
+            problems.append(Problem(where, "metadata_without_file", detail, False))
         for key in places.keys() - sources.keys():
-            path = files["path"].iloc[places[key]]
-            problems.append(Problem(path, "file_without_metadata", "source unknown", False))
+            row = places[key]
+            if f"{name}/{files['stem'].iloc[row]}" not in told:
+                path = files["path"].iloc[row]
+                problems.append(Problem(path, "file_without_metadata", "source unknown", False))
+    if told:
+        ids = image_ids(files).to_pylist()
+        found = np.array([told.get(i, s) for i, s in zip(ids, found, strict=True)], object)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,12 @@ class Study:
         """Class index of every image, int64 (N,), in the order of the catalog and the cache."""
         return self.catalog.table["label"].to_numpy(np.int64)
 
+    @property
+    def sources_digest(self) -> str:
+        """SHA-256 in hex over (image_id, source) of all images."""
+        pairs = self.catalog.table[["image_id", "source"]].agg("\t".join, axis=1)
+        return hashlib.sha256("\n".join(sorted(pairs)).encode()).hexdigest()
+
     def counts(self) -> pd.DataFrame:
         """Images by split (rows) and class (columns)."""
         return self.split.counts().T.reindex(columns=list(self.catalog.classes))
@@ -39,6 +46,11 @@ class Study:
 def cache_folder(data: DataConfig) -> Path:
     """Where decoded images are kept, as the options say."""
     return default_cache_dir() if data.cache_dir == AUTO else Path(data.cache_dir).expanduser()
+
+
+def source_file(data: DataConfig) -> Path | None:
+    """The file that tells sources over the metadata, where the options name one."""
+    return None if data.source_file == NONE else Path(data.source_file).expanduser()
 
 
 def open_catalog(data: DataConfig, *, progress: bool = True) -> Catalog:
@@ -55,6 +67,7 @@ def open_catalog(data: DataConfig, *, progress: bool = True) -> Catalog:
         data_dir,
         mask_mode=data.mask_mode,
         on_bad_file=data.on_bad_file,
+        source_file=source_file(data),
         cache_dir=folder,
         progress=progress,
     )

@@ -9,7 +9,7 @@ Medicine 15(11), 2018).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cxr_mlflow.evaluation.intervals import Interval, bootstrap_intervals
 from cxr_mlflow.evaluation.metrics import Floats, Labels
-from cxr_mlflow.evaluation.sources import UNKNOWN
+from cxr_mlflow.evaluation.sources import UNKNOWN, in_doubt
 from cxr_mlflow.names import slug
 
 MIN_FILMS = 20
@@ -179,7 +179,12 @@ def probe_metrics(probes: Sequence[SourceProbe], view: str) -> dict[str, float]:
 
 
 def probe_line(
-    probes: Sequence[SourceProbe], classes: Sequence[str], *, view: str, reference: str
+    probes: Sequence[SourceProbe],
+    classes: Sequence[str],
+    *,
+    view: str,
+    reference: str,
+    doubted: Collection[str] = (),
 ) -> str:
     """Say in a line what a view tells of the source, beside chance and a reference view.
 
@@ -190,6 +195,8 @@ def probe_line(
         All classes; those without a probe are named as not measured.
     view, reference : str
         Names of two views, as a reader is to see them: "features", "8x8 thumbnail".
+    doubted : collection of str
+        Classes whose listed sources do not fit their films.
     """
     why = f"fewer than two known sources with {MIN_FILMS} distinct films"
     if not probes:
@@ -201,6 +208,7 @@ def probe_line(
             f"inside {probe.class_name}, the {view} tell {len(probe.sources)} sources apart with "
             f"balanced accuracy {score.value:.2f} ({score.low:.2f}–{score.high:.2f}); "
             f"chance {probe.chance:.2f}, an {reference} {plain.value:.2f}"
+            f"{in_doubt({probe.class_name} & set(doubted))}"
         )
     probed = {probe.class_name for probe in probes}
     if rest := [name for name in classes if name not in probed]:

@@ -7,7 +7,7 @@ images, Information Fusion 76, 2021). Among the images of one source that way is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,11 +105,35 @@ def never_within(labels: Labels, sources: Sequence[str], classes: Sequence[str])
     return [name for label, name in enumerate(classes) if label in known - shared]
 
 
-def within_lines(within: Sequence[WithinSource], alone: Sequence[str]) -> dict[str, str]:
-    """Say what was found: name of the control -> words."""
+def in_doubt(classes: Iterable[str]) -> str:
+    """The end of a line about sources that are listed wrongly for some classes; "" for none."""
+    told = ", ".join(classes)
+    return f"; but the listed sources of {told} do not fit its films" if told else ""
+
+
+def within_lines(
+    within: Sequence[WithinSource],
+    alone: Sequence[str],
+    doubted: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, str]:
+    """Say what was found: name of the control -> words.
+
+    Parameters
+    ----------
+    within : sequence of WithinSource
+    alone : sequence of str
+        Classes that share no source with another.
+    doubted : mapping of str to collection of str, optional
+        Classes whose listed sources do not fit their films -> these sources.
+    """
+
+    def doubt(each: WithinSource) -> str:
+        wrong = (doubted or {}).items()
+        return in_doubt(c for c, sources in wrong if c in each.classes and each.source in sources)
+
     lines = {
         f"within {each.source}": f"{' vs '.join(each.classes)}, {each.num_images:,} images: macro "
-        f"F1 {_told(each.f1_macro)}, ROC AUC {_told(each.roc_auc)}"
+        f"F1 {_told(each.f1_macro)}, ROC AUC {_told(each.roc_auc)}{doubt(each)}"
         for each in within
     }
     if alone:

@@ -33,7 +33,7 @@ KEYS = ("name", "description", "base", "rows", "matrix", "seeds")
 NOT_IN_FILE = {"seed": "write it under seeds:", "run_name": "cells get names of their own"}
 NOT_IN_FILE |= {"experiment": "give it as --experiment", "split_file": "all cells make one split"}
 SHARED = {"data_dir", "cache_dir", "on_bad_file", "split_seed", "val_fraction", "test_fraction"}
-SHARED |= {"register", "registered_model", "bootstrap_samples"}
+SHARED |= {"source_file", "register", "registered_model", "bootstrap_samples"}
 """Options that hold for all cells: they stand under `base`."""
 
 

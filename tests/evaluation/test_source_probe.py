@@ -149,6 +149,10 @@ def test_keys_and_words_tell_what_was_found():
         f"an 8x8 thumbnail {plain:.2f}"
     )
     assert "not measured inside COVID, Lung_Opacity, Normal: fewer than two" in line
+    assert "do not fit" not in line
+    views = {"view": "features", "reference": "8x8 thumbnail"}
+    line = probe_line([found], CLASSES, **views, doubted=["Viral Pneumonia", "Normal"])
+    assert f"{plain:.2f}; but the listed sources of Viral Pneumonia do not fit its films" in line
 
 
 def test_without_two_sources_nothing_is_claimed():

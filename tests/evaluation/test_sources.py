@@ -86,3 +86,16 @@ def test_a_handful_of_images_is_no_score():
     labels, sources = images({("Normal", "rsna"): 50, ("Lung_Opacity", "rsna"): 9})
     even = np.full((len(labels), 4), 0.25)
     assert within_sources(labels, even, sources, CLASSES) == []
+
+
+def test_a_list_that_does_not_fit_is_said_beside_the_scores_that_rest_on_it(rsna_and_children):
+    labels, sources = rsna_and_children
+    rng = np.random.default_rng(2)
+    probabilities = rng.dirichlet(np.ones(4), 410)
+    found = within_sources(labels, probabilities, sources, CLASSES, samples=100)
+    doubt = "; but the listed sources of Normal do not fit its films"
+    lines = within_lines(found, [], {"Normal": ("kermany", "elsewhere")})
+    assert lines["within kermany"].endswith(doubt)
+    assert doubt not in lines["within rsna"], "not one of the two sources in doubt"
+    lines = within_lines(found, [], {"COVID": ("kermany", "rsna")})
+    assert not any("do not fit" in line for line in lines.values()), "COVID is in neither"
