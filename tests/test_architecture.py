@@ -63,7 +63,7 @@ LAYERS: list[set[str]] = [
         *("tracking.tracker", "tracking.journal", "tracking.delivery", "tracking.journaled"),
         *("tracking.unfinished", "tracking.processes", "tracking.system_metrics"),
         *("tracking.comparison", "tracking.registry", "tracking.cards"),
-        *("tracking.origin",),
+        *("tracking.origin", "tracking.patience"),
     },
     {"inside", "explain"},
     {"describe", "registration", "handover", "compare", "controls", "calibrate", "card"},
@@ -71,7 +71,9 @@ LAYERS: list[set[str]] = [
     {"attempts", "telling", "sync"},
     {"pipeline", "assess"},
     {"experiment.board", "experiment.runner", "experiment.child"},
+    {"experiment.unsent", "experiment.earlier", "experiment.parent_run"},
     {"experiment.best", "experiment.preflight", "experiment.conduct", "control_models"},
+    {"experiment.session"},
     {"cli.options"},
     {
         *("cli.data", "cli.evaluate", "cli.predict", "cli.promote", "cli.train"),

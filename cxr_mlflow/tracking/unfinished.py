@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -145,12 +145,15 @@ def claim(
 
 
 @contextlib.contextmanager
-def hold_undelivered() -> Iterator[list[Unfinished]]:
-    """Hold every run of this machine that no living process holds."""
+def hold_undelivered(
+    wanted: Callable[[Command], bool] = lambda command: True,
+) -> Iterator[list[Unfinished]]:
+    """Hold every run of this machine that no living process holds, of the commands wanted."""
     with contextlib.ExitStack() as stack:
         held = [
             found
             for folder in sorted(path.parent for path in runs_dir().glob(f"*/{FILE}"))
+            if (seen := read(folder)) and wanted(seen.command)
             if stack.enter_context(_held(folder)) and (found := read(folder))
         ]
         yield held
