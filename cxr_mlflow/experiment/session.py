@@ -114,15 +114,13 @@ def conducted(
     except NoAnswer as error:
         silent = str(error)
     except Exception:  # of closing a run that MLflow does not hear of, for instance
-        if not (silent := trouble()):
+        if run_id is None or not (silent := trouble()):
             raise
-    assert run_id is not None, "the run was opened, or its error raised"
+    assert run_id is not None, "else open_run raised"
     left = len(plan.cells) - len(conductor.done) - board.count(FAILED)
     if silent:
-        told = (
-            f"{told or conductor.told}. MLflow does not answer ({silent}). Nothing is lost: when "
-        )
-        told += f"it answers, `cxr sync`, then {GOES_ON}"
+        told = f"{told or conductor.told}. MLflow does not answer ({silent}). Nothing is lost: "
+        told += f"when it answers, `cxr sync`, then {GOES_ON}"
     elif left and not told:
         told = f"{left} of {len(plan.cells)} cells are left ({conductor.why_left()}); {GOES_ON}"
     if told and not status:
