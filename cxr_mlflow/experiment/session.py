@@ -74,8 +74,8 @@ def run_plan(asked: ExperimentConfig, experiment: str) -> Result:
         own = joined_run()
         if parent and own and own != parent.info.run_id:
             link(own, parent)
-        marks = parent.data.tags.get(COMPLETE) if parent else None
-        if parent and marks == marks_of(conductor.keys) and not to_do:
+        all_done = len(conductor.done) == len(plan.cells)
+        if parent and all_done and parent.data.tags.get(COMPLETE) == marks_of(conductor.keys):
             told = f"nothing to do: all {len(plan.cells)} cells are finished"
             return Result(parent.info.run_id, (told, *last_lines(parent.info.run_id, plan, uri)))
         if any(child.is_done for child in children) and not conductor.done:
