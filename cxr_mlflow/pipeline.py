@@ -47,6 +47,9 @@ from cxr_mlflow.training.callbacks import pick_device
 from cxr_mlflow.training.checkpoint import Checkpoints
 from cxr_mlflow.training.fitting import score_split, train
 
+TESTING, SENDING = "testing", "sending"
+"""First words of the lines that say what is done behind the last epoch."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -118,6 +121,7 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
             ) as run:
                 announce_delivery(console, run)
                 result, summary = conduct(run, plan, device, unfinished, console)
+                console.print(f"{SENDING}    what MLflow has not got yet")
         except FloatingPointError:
             unfinished.train_no_more()  # from the same checkpoint it would diverge again
             raise
@@ -163,6 +167,7 @@ def conduct(
             warn=lambda told: console.print(f"! {told}", style="bold yellow", markup=False),
         ),
     )
+    console.print(f"{TESTING}    the best epoch, number {trained.best_epoch}")
     logits = {
         split: score_split(trained, study, split, mask_mode=mask_mode, device=device)[0]
         for split in ("val", "test")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from cxr_mlflow.data.audit_report import write_page
 from cxr_mlflow.data.contact_sheet import plot_contact_sheet
 from cxr_mlflow.data.dataset import Draw
 from cxr_mlflow.data.fingerprints import save_fingerprints
-from cxr_mlflow.data.prepare import source_file
+from cxr_mlflow.data.prepare import Study, source_file
 from cxr_mlflow.describe import Plan, augmented_sheet
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.plots import (
@@ -66,18 +67,13 @@ def start_record(run: Log, plan: Plan) -> None:
     }
     if len(study.duplicates.pairs):
         sheets["data/near_duplicates.png"] = plot_contact_sheet(catalog.table, study.duplicates)
-    told = split.table.drop(columns="group")  # whole numbers make MLflow warn of missing values
-    contexts = zip(SPLITS, ("training", "validation", "testing"), strict=True)
     record_start(
         run,
         params=plan.params(),
         config=asdict(plan.config),
         tables={"data/problems.csv": catalog.problems},
         figures=sheets,
-        datasets={
-            context: (told[told["split"] == name], f"{catalog.name}-{name}", catalog.digest)
-            for name, context in contexts
-        },
+        datasets=datasets_of(study),
     )
     page = write_page(audit, catalog, study.duplicates, split=split)
     run.log_text(page, "data/audit.html")
@@ -90,6 +86,17 @@ def start_record(run: Log, plan: Plan) -> None:
         run.log_file(Path(folder) / "split.csv", "data")
         save_fingerprints(Path(folder) / "fingerprints.npz", catalog, split)
         run.log_file(Path(folder) / "fingerprints.npz", "data")
+
+
+def datasets_of(study: Study) -> dict[str, tuple[pd.DataFrame, str, str]]:
+    """Images of each split as MLflow datasets: context to (table, name, digest)."""
+    catalog = study.catalog
+    told = study.split.table.drop(columns="group")  # whole numbers: MLflow warns of missing values
+    contexts = zip(SPLITS, ("training", "validation", "testing"), strict=True)
+    return {
+        context: (told[told["split"] == name], f"{catalog.name}-{name}", catalog.digest)
+        for name, context in contexts
+    }
 
 
 def draw_sheets(run: Log, plan: Plan, trained: Trained, result: Assessment) -> None:

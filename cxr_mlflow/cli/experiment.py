@@ -23,13 +23,14 @@ def run(experiment: str, **options: Any) -> None:
     """Train what is missing of the experiment FILE, compare its rows, register the best model.
 
     Typed again, it goes on where it stopped; when all cells are finished it does nothing. The
-    exit status is 1 if cells failed, and 3 if cells are left because --max-time was up.
+    exit status is 1 if cells failed, 3 if cells are left though none failed (--max-time was up, a
+    server that does not answer), and 130 after Ctrl-C.
     """
     asked = ExperimentConfig(**options)
-    from cxr_mlflow.experiment.conduct import run_plan  # loads torch and mlflow
+    from cxr_mlflow.experiment.session import run_plan  # loads torch and mlflow
 
     result = run_plan(asked, experiment)
     for line in result.lines:
         click.echo(line)
-    if result.failed or result.left:
-        raise click.exceptions.Exit(1 if result.failed else 3)
+    if result.status:
+        raise click.exceptions.Exit(result.status)

@@ -106,10 +106,12 @@ def _option(part: type[Any], field: Any) -> Callable[[Function], Function]:
     plain, choices = option_type(part, field.name)
     if field.metadata["argument"]:
         return click.argument(field.name, type=plain)
+    bare: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if plain is bool else {}
     return click.option(
         f"--{flag(field.name)}",
         field.name,
         type=click.Choice(choices) if choices else plain,
         default=field.default,
         help=field.metadata["help"],
+        **bare,  # --fresh alone is --fresh true
     )

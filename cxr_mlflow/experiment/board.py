@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cxr_mlflow.experiment.plan import Cell, Plan
+from cxr_mlflow.pipeline import SENDING, TESTING
 
 DONE, RUNNING, FAILED, WAITING, ELSEWHERE = "done", "running", "failed", "waiting", "elsewhere"
 STYLES = {DONE: "green", RUNNING: "cyan", FAILED: "bold red", WAITING: "dim", ELSEWHERE: "magenta"}
@@ -63,12 +64,35 @@ class Board:
             yield
         self.live = None
 
-    def done(self, cell: Cell, f1_macro: float | None, minutes: float, *, now: bool = True) -> None:
-        """Mark a cell that came to its end; `now` tells it, where it did so in this session."""
+    def done(
+        self,
+        cell: Cell,
+        f1_macro: float | None,
+        minutes: float,
+        *,
+        now: bool = True,
+        sent: bool = True,
+    ) -> None:
+        """Mark a cell that came to its end.
+
+        Parameters
+        ----------
+        cell : Cell
+        f1_macro : float, optional
+            Its score, if it is known.
+        minutes : float
+            How long it took; 0 if that is not known.
+        now : bool
+            Whether it did so in this session, and is told.
+        sent : bool
+            Whether MLflow has all of it.
+        """
         text = "done" if f1_macro is None else f"{f1_macro:.3f}"
-        self.places[cell] = Place(DONE, text, minutes=minutes)
+        self.places[cell] = Place(DONE, text if sent else f"{text}, unsent", minutes=minutes)
         if now:
-            self._tell(cell, f"macro F1 {text}, {minutes:.1f} min")
+            told = text if f1_macro is None else f"macro F1 {text}"
+            told += f", {minutes:.1f} min" if minutes else ""
+            self._tell(cell, told if sent else f"{told}, not sent yet")
 
     def running(self, cell: Cell, text: str = "started") -> None:
         """Mark a cell that is being trained, and how far it is."""
@@ -85,6 +109,10 @@ class Board:
         """Mark a cell that another machine trains."""
         self.places[cell] = Place(ELSEWHERE, "elsewhere", reason)
         self._tell(cell, reason)
+
+    def warn(self, line: str) -> None:
+        """Say what must not be overlooked."""
+        self._say(f"! {line}", style="bold yellow")
 
     def count(self, *states: str) -> int:
         """Cells in any of some states."""
@@ -107,12 +135,12 @@ class Board:
         number = self.count(DONE, FAILED, ELSEWHERE)
         left = self.minutes_left()
         more = self.count(WAITING, RUNNING)
-        after = f"; {more} to go, about {left:.0f} min" if more and left is not None else ""
+        after = f"; {more} to go, {_about(left)}" if more and left is not None else ""
         self._say(f"[{number}/{len(self.places)}] {cell.title}: {what}{after}")
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, style: str = "") -> None:
         console = self.live.console if self.live else self.console
-        console.print(Text(line))
+        console.print(Text(line, style=style))
 
     def __rich__(self) -> Group:
         seeds = list(dict.fromkeys(cell.seed for cell in self.plan.cells))
@@ -127,18 +155,27 @@ class Board:
         told = f"{self.count(DONE)} of {len(self.places)} done"
         told += f", {self.count(FAILED)} failed" if self.count(FAILED) else ""
         told += f", {(time.monotonic() - self.start) / 60:.0f} min gone"
-        told += f", about {left:.0f} min left" if left else ""
-        return Group(table, Text(told, style="dim"))
+        told += f", {_about(left)} left" if left else ""
+        return Group(Text(told, style="dim"), table)  # a small terminal cuts off the end
 
 
 def _text(place: Place) -> Text:
     return Text(place.text, style=STYLES[place.state])
 
 
-def last_epoch(lines: Sequence[str]) -> str | None:
-    """How far a training is, from the lines it printed: "epoch 3/10"; None before the first."""
+def _about(minutes: float) -> str:
+    return f"about {minutes:.0f} min" if minutes >= 1 else "under a minute"
+
+
+def stage(lines: Sequence[str]) -> str | None:
+    """How far a training is, from the lines it printed: "epoch 3/10", then what comes behind.
+
+    None before the first epoch has ended.
+    """
     for line in reversed(lines):
         words = line.split()
         if len(words) > 1 and words[0] == "epoch":
             return f"epoch {words[1]}"
+        if words and words[0] in (TESTING, SENDING):
+            return words[0]
     return None

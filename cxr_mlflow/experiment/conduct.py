@@ -1,65 +1,57 @@
-"""Conducts an experiment file: a parent run, the cells that are missing, the table, the best."""
+"""Conducts the cells of an experiment: what is missing is trained, what is done compared."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import filelock
-
 from cxr_mlflow.command_config import ExperimentConfig
 from cxr_mlflow.compare import Compared, describe
-from cxr_mlflow.data.prepare import Study, cache_folder
-from cxr_mlflow.data.storage import explained
-from cxr_mlflow.describe import SYNTHETIC, where_lines
-from cxr_mlflow.errors import InputError
+from cxr_mlflow.data.prepare import Study
+from cxr_mlflow.describe import SYNTHETIC
 from cxr_mlflow.evaluation.comparison_report import Missing
 from cxr_mlflow.experiment.best import register_best
-from cxr_mlflow.experiment.board import DONE, FAILED, WAITING, Board
-from cxr_mlflow.experiment.plan import Cell, Plan, load_plan
-from cxr_mlflow.experiment.preflight import key_cells, prepare_all
+from cxr_mlflow.experiment.board import DONE, FAILED, RUNNING, WAITING, Board
+from cxr_mlflow.experiment.earlier import DIED, whereabouts, why_dead
+from cxr_mlflow.experiment.parent_run import (
+    BEST,
+    COMPLETE,
+    LOGS,
+    OF_A_TABLE,
+    REGISTERED,
+    STATE,
+    marks_of,
+    tell_beginning,
+    tell_logs,
+    tell_plan,
+)
+from cxr_mlflow.experiment.plan import Cell, Plan
 from cxr_mlflow.experiment.runner import Job, tail, train_cells
-from cxr_mlflow.names import slug
+from cxr_mlflow.experiment.unsent import SCORE, Unsent, send_cells
 from cxr_mlflow.stopping import Stopped
 from cxr_mlflow.tracking.parents import (
     CELL,
     HOST,
-    KIND,
-    NAME,
     PARENT,
-    PLAN_FILE,
     ROW,
     Child,
-    PlannedCell,
     children_of,
     end_dead,
-    find_parent,
     get_run,
-    link,
-    write_plan,
 )
-from cxr_mlflow.tracking.run import Tracker, joined_run, open_run, use_tracking_uri
+from cxr_mlflow.tracking.patience import Backlog, ask
+from cxr_mlflow.tracking.run import Tracker
 from cxr_mlflow.tracking.tested import as_tested
 
-DIED = "its process ended without a word (killed, or out of memory)"
+END_SECONDS = 10.0
+"""Longest wait, when all is trained, for a server that does not answer."""
+GOES_ON = "the same command goes on"
 
 
 class CellsFailed(RuntimeError):
     """Some cells of an experiment ended without a result."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What an experiment leaves its caller with."""
-
-    run_id: str
-    lines: tuple[str, ...]
-    failed: int = 0
-    left: int = 0
 
 
 @dataclass
@@ -69,39 +61,62 @@ class Conductor:
     asked: ExperimentConfig
     plan: Plan
     study: Study
-    keys: Mapping[Cell, str]
+    evidence: Mapping[Cell, Mapping[str, str]]
     folder: Path
     board: Board
     done: dict[Cell, Child] = field(default_factory=dict)
+    unsent: set[Cell] = field(default_factory=set)
+    """Trained, and not wholly at MLflow."""
+    table: Compared | None = None
+    """The newest comparison."""
+    tabled: int = 0
+    """Finished cells in it."""
+    backlog: Backlog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.backlog = Backlog(self.board.warn)
 
     @property
-    def marks(self) -> str:
-        """Digest of the cells asked for: a parent run that has it is complete."""
-        return hashlib.sha256("".join(sorted(self.keys.values())).encode()).hexdigest()
+    def keys(self) -> dict[Cell, str]:
+        """Key of each cell; where it is done, the one its run was made for."""
+        return {
+            cell: self.done[cell].cell if cell in self.done else cell.key(**self.evidence[cell])
+            for cell in self.plan.cells
+        }
 
-    def settle(self, children: list[Child]) -> list[Cell]:
+    @property
+    def told(self) -> str:
+        """How far it is, in words."""
+        failed = self.board.count(FAILED)
+        told = f"{self.board.count(DONE)} of {len(self.plan.cells)} cells done"
+        return f"{told}, {failed} failed" if failed else told
+
+    def settle(self, children: Sequence[Child], unsent: Sequence[Unsent] = ()) -> list[Cell]:
         """Sort out what earlier sessions left behind; return the cells to train."""
-        here = platform.node()
-        by_key: dict[str, Child] = {}
+        on_its_way = {each.key for each in unsent}
+        closed = set()
         for child in children:
-            if child.is_open and child.host == here:  # none runs: this process holds the lock
-                end_dead(child.run_id, DIED)
-            elif child.is_done or child.cell not in by_key or not by_key[child.cell].is_done:
-                by_key[child.cell] = child
+            if child.is_open and child.cell not in on_its_way and (why := why_dead(child)):
+                end_dead(child.run_id, why)
+                closed.add(child.run_id)
         to_do = []
         for cell in self.plan.cells:
-            last = by_key.get(self.keys[cell])
-            if last and last.is_done:
-                self._finish(cell, last, now=False)
-            elif last and last.is_open:
-                self.board.elsewhere(
-                    cell, f"run {last.run_id} is being made on {last.host}, says the server"
-                )
+            own = [child for child in children if self._is_of(child, cell)]
+            finished = [child for child in own if child.is_done]
+            alive = [child for child in own if child.is_open and child.run_id not in closed]
+            trained = [each for each in unsent if self._has_left(each, cell)]
+            if finished:
+                self._finish(cell, finished[-1], now=False)
+            elif trained:
+                self.unsent.add(cell)
+                self.board.done(cell, trained[-1].f1_macro, 0.0, sent=False)
+            elif alive:
+                self.board.elsewhere(cell, whereabouts(alive[-1]))
             else:
                 to_do.append(cell)
         return to_do
 
-    def conduct(self, run: Tracker, to_do: list[Cell]) -> Compared | None:
+    def conduct(self, run: Tracker, to_do: list[Cell]) -> None:
         """Train what is missing and record the table.
 
         Raises
@@ -109,52 +124,113 @@ class Conductor:
         CellsFailed
             If cells failed; the others are trained and compared all the same.
         Stopped
-            If time was up before all cells had begun, or another machine holds some.
+            At Ctrl-C: the cells are ended, those that are done compared.
+        NoAnswer
+            If MLflow does not answer in the end; all that was trained is kept on this machine.
         """
-        planned = [PlannedCell(self.keys[c], c.row, str(c.seed), c.name) for c in self.plan.cells]
-        run.log_json(write_plan(planned), PLAN_FILE)
-        run.log_text(self.plan.text, "experiment.yaml")
+        tell_beginning(run, self.asked, self.plan, self.study, self.keys)
+        run.set_tags({STATE: f"{self.told}; {len(to_do)} in training"})
         tags = {PARENT: run.run_id, HOST: platform.node(), "in_experiment": self.plan.name}
-        work = [Job(c, {**tags, CELL: self.keys[c], ROW: c.row}) for c in to_do]
+        keys = self.keys
+        work = [Job(c, {**tags, CELL: keys[c], ROW: c.row}) for c in to_do]
 
         def on_end(job: Job, status: int, log: Path, seconds: float) -> None:
-            run.log_file(log, "cells")
-            self._after(job.cell, status, log, get_run(run.run_id), seconds)
+            self.backlog.tell(lambda: run.log_file(log, LOGS))
+            self._after(job.cell, status, log, run.run_id, seconds)
+            self._between(run, job.cell.seed)
 
-        with self.board.shown():
-            train_cells(
-                work,
-                self.folder,
-                self.board,
-                jobs=self.asked.jobs,
-                max_seconds=60 * self.asked.max_time,
-                on_end=on_end,
-            )
-        compared = self.compared()
-        if compared:
-            compared.log_to(run.run_id, run.experiment_id)
+        try:
+            with self.board.shown():
+                train_cells(
+                    work,
+                    self.folder,
+                    self.board,
+                    jobs=self.asked.jobs,
+                    max_seconds=60 * self.asked.max_time,
+                    on_end=on_end,
+                )
+        except KeyboardInterrupt:
+            told = f"stopped; {self.told}, {GOES_ON}"
+            self.backlog.try_now(lambda: self._last_words(run, told))
+            raise Stopped(told) from None
+        self._collect(run)
+        self._log_table(run)
+        self._conclude(run)
+
+    def _collect(self, run: Tracker) -> None:
+        """Tell what was kept for want of an answer, and take in what arrived late."""
+        self.backlog.finish(seconds=END_SECONDS)
+        ask(lambda: tell_logs(run, self.plan, self.folder))
+        if not self.unsent:
+            return
+        send_cells(run.run_id)
+        children = ask(lambda: children_of(get_run(run.run_id)))
+        for cell in sorted(self.unsent, key=self.plan.cells.index):
+            if found := [c for c in children if c.is_done and self._is_of(c, cell)]:
+                self._finish(cell, found[-1], now=False)
+                self.unsent.discard(cell)
+
+    def _conclude(self, run: Tracker) -> None:
+        """Say on the run how the session ended; where nothing is missing, register the best."""
         failed = {c: p.reason for c, p in self.board.places.items() if p.state == FAILED}
         if failed:
+            run.set_tags({STATE: f"{self.told}; {GOES_ON}"})
             cell, reason = next(iter(failed.items()))
-            raise CellsFailed(f"{len(failed)} of {len(self.keys)} cells; {cell.title}: {reason}")
-        if left := len(self.keys) - len(self.done):
-            raise Stopped(f"{left} of {len(self.keys)} cells are left; the same command goes on")
-        tags = {"complete": self.marks}
+            raise CellsFailed(
+                f"{len(failed)} of {len(self.plan.cells)} cells; {cell.title}: {reason}"
+            )
+        if len(self.done) < len(self.plan.cells):
+            run.set_tags({STATE: f"{self.told}; {self.why_left()}; {GOES_ON}"})
+            return
+        tags = {COMPLETE: marks_of(self.keys), STATE: "complete"}
+        tell_plan(run, self.plan, self.keys)
         if self.plan.tracking.register:
             best, told = register_best(self.plan, self.study, self.done)
-            tags |= {"best": best.title, "registered": told}
+            tags |= {BEST: best.title, REGISTERED: told}
         run.set_tags(tags)
-        return compared
+
+    def why_left(self) -> str:
+        """Why cells are left though none failed."""
+        if self.unsent:
+            return f"{len(self.unsent)} trained here and not sent: `cxr sync` says why"
+        return "the time was up" if self.board.count(WAITING) else "another machine has the others"
+
+    def _between(self, run: Tracker, seed: int) -> None:
+        """Record a table when a seed is through, so that an interruption leaves one."""
+        places = self.board.places.items()
+        under_way = {cell.seed for cell, p in places if p.state in (WAITING, RUNNING)}
+        if under_way and seed not in under_way and self.tabled < len(self.done):
+            self.backlog.try_now(lambda: self._log_table(run))
+
+    def _last_words(self, run: Tracker, told: str) -> None:
+        if self.tabled < len(self.done):
+            self._log_table(run)
+        run.set_tags({STATE: told})
+
+    def _log_table(self, run: Tracker) -> None:
+        """Compare the finished cells, and record it; without one, take back an older table's words.
+
+        Raises
+        ------
+        NoAnswer
+            If MLflow does not answer.
+        """
+        self.table, self.tabled = ask(self.compared), len(self.done)
+        table = self.table
+        if table is None:
+            ask(lambda: run.forget(tags=OF_A_TABLE))
+        else:
+            ask(lambda: table.log_to(run.run_id, run.experiment_id))
 
     def compared(self) -> Compared | None:
         """Compare the finished cells; None while there is none."""
         if not self.done:
             return None
-        places = self.board.places.items()
+        words = {WAITING: "not run yet", DONE: "not sent yet"}
         missing = [
-            Missing(c.row, str(c.seed), "not run yet" if p.state == WAITING else p.state, p.reason)
-            for c, p in places
-            if p.state != DONE
+            Missing(c.row, str(c.seed), words.get(p.state, p.state), p.reason)
+            for c, p in self.board.places.items()
+            if c not in self.done
         ]
         about = {"about": self.plan.description} if self.plan.description else {}
         about["data"] = f"{self.study.catalog.name}" + (
@@ -168,119 +244,35 @@ class Conductor:
             samples=self.plan.tracking.bootstrap_samples,
         )
 
-    def _after(self, cell: Cell, status: int, log: Path, parent: object, seconds: float) -> None:
+    def _after(self, cell: Cell, status: int, log: Path, parent: str, seconds: float) -> None:
         """See what became of a cell whose process has ended."""
-        attempts = [c for c in children_of(parent) if c.cell == self.keys[cell]]
+        unsent = send_cells(parent, self.keys[cell])
+        attempts: list[Child] = []
+        heard = self.backlog.try_now(
+            lambda: attempts.extend(c for c in children_of(get_run(parent)) if self._is_of(c, cell))
+        )
         last = attempts[-1] if attempts else None
         if status == 0 and last and last.is_done:
             self._finish(cell, last, now=True, minutes=seconds / 60)
             return
+        if status == 0 and (unsent or not heard):
+            self.unsent.add(cell)
+            score = unsent[-1].f1_macro if unsent else None
+            self.board.done(cell, score, seconds / 60, sent=False)
+            return
         if last and last.is_open:
-            end_dead(last.run_id, DIED)
+            self.backlog.tell(lambda: end_dead(last.run_id, DIED))
         lines = tail(log)
         reason = last.failure if last and last.failure else (lines[-1] if lines else DIED)
         self.board.failed(cell, f"{reason} (exit status {status}; {log})")
 
+    def _is_of(self, child: Child, cell: Cell) -> bool:
+        return cell.is_made_by(child.cell, child.run.data.params, **self.evidence[cell])
+
+    def _has_left(self, unsent: Unsent, cell: Cell) -> bool:
+        return cell.is_made_by(unsent.key, unsent.options, **self.evidence[cell])
+
     def _finish(self, cell: Cell, child: Child, *, now: bool, minutes: float | None = None) -> None:
         self.done[cell] = child
-        score = child.run.data.metrics.get("test/f1_macro")
+        score = child.run.data.metrics.get(SCORE)
         self.board.done(cell, score, child.minutes if minutes is None else minutes, now=now)
-
-
-def run_plan(asked: ExperimentConfig, experiment: str) -> Result:
-    """Train what is missing of an experiment file, compare its rows, register the best model.
-
-    Parameters
-    ----------
-    asked : ExperimentConfig
-    experiment : str
-        MLflow experiment of the parent run and the cells.
-
-    Raises
-    ------
-    InputError
-        If the file, the data or the first weights cannot be used; before anything is trained.
-    """
-    uri = use_tracking_uri()
-    plan = load_plan(asked, experiment=experiment)
-    study = prepare_all(plan)
-    keys = key_cells(plan, study)
-    place = f"{Path.cwd() if uri.startswith('sqlite') else ''}|{uri}|{experiment}"
-    digest = hashlib.sha256(f"{place}|{study.split.test_digest}".encode()).hexdigest()
-    folder = cache_folder(plan.data) / "experiments" / f"{slug(plan.name)}-{digest[:12]}"
-    conductor = Conductor(asked, plan, study, keys, folder, Board(plan, asked.jobs))
-    with only_one(folder, plan):
-        parent = None
-        if not asked.fresh:
-            parent = find_parent(experiment, plan.name, study.split.test_digest)
-        to_do = conductor.settle(children_of(parent) if parent else [])
-        own = joined_run()
-        if parent and own and own != parent.info.run_id:
-            link(own, parent)
-        if parent and parent.data.tags.get("complete") == conductor.marks:
-            told = f"nothing to do: all {len(keys)} cells are finished"
-            return Result(parent.info.run_id, (told, *last_lines(parent.info.run_id, plan, uri)))
-        tags = {
-            "kind": KIND,
-            NAME: plan.name,
-            "test_digest": study.split.test_digest,
-            "data": study.catalog.name,
-            "synthetic": str(study.catalog.is_demo).lower(),
-        }
-        try:
-            with open_run(
-                experiment,
-                plan.name,
-                tags,
-                run_id=parent.info.run_id if parent else None,
-                system_metrics=False,
-            ) as run:
-                announce(conductor, len(to_do))
-                compared = conductor.conduct(run, to_do)
-        except (CellsFailed, Stopped) as error:
-            failed = conductor.board.count(FAILED)
-            left = len(keys) - len(conductor.done) - failed
-            lines = (f"! {error}", *last_lines(run.run_id, plan, uri))
-            return Result(run.run_id, lines, failed, left)
-    if compared:
-        compared.show(conductor.board.console)
-    return Result(run.run_id, last_lines(run.run_id, plan, uri))
-
-
-@contextmanager
-def only_one(folder: Path, plan: Plan) -> Iterator[None]:
-    """Let one process at a time conduct an experiment on this machine."""
-    with explained(folder, "name another folder with cache_dir"):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / "conductor.lock", timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise InputError(
-            f"{plan.name}: another process conducts this experiment here ({folder})"
-        ) from error
-
-
-def announce(conductor: Conductor, to_do: int) -> None:
-    """Say what is about to be done."""
-    plan, board = conductor.plan, conductor.board
-    told = f"{plan.name}: {len(plan.rows)} rows, {len(plan.cells)} cells"
-    told += f", {board.count(DONE)} finished" if board.count(DONE) else ""
-    board.console.print(f"{told}; {to_do} to train", style="bold", markup=False)
-    board.console.print(f"data     {conductor.study.catalog.root}", markup=False)
-    board.console.print(f"logs     {conductor.folder}", markup=False)
-    if conductor.study.catalog.is_demo:
-        board.console.print(f"! {SYNTHETIC}", style="bold yellow", markup=False)
-
-
-def last_lines(run_id: str, plan: Plan, uri: str) -> tuple[str, ...]:
-    """Write the last lines: the verdict, where the report is, the model."""
-    run = get_run(run_id)
-    tags, tracker = run.data.tags, Tracker(run_id, run.info.experiment_id)
-    lines = [tags["verdict"]] if "verdict" in tags else []
-    lines += where_lines(plan.name, tracker, uri)
-    if "verdict" in tags:
-        lines.append(f"report    {tracker.artifact_uri()}/comparison/report.html")
-    if "registered" in tags:
-        lines.append(f"best      {tags['best']}: {tags['registered']}")
-    return tuple(lines)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,9 +31,9 @@ from cxr_mlflow.names import slug
 
 KEYS = ("name", "description", "base", "rows", "matrix", "seeds")
 NOT_IN_FILE = {"seed": "write it under seeds:", "run_name": "cells get names of their own"}
-NOT_IN_FILE |= {"experiment": "give it as --experiment", "split_file": "all cells make one split"}
+NOT_IN_FILE |= {"experiment": "give it as --experiment"}
 SHARED = {"data_dir", "cache_dir", "on_bad_file", "split_seed", "val_fraction", "test_fraction"}
-SHARED |= {"source_file", "register", "registered_model", "bootstrap_samples"}
+SHARED |= {"split_file", "source_file", "register", "registered_model", "bootstrap_samples"}
 """Options that hold for all cells: they stand under `base`."""
 
 
@@ -60,14 +60,52 @@ class Cell:
         words = self.row.replace("=", "-").replace(".", "p").split(", ")
         return "-".join([*map(slug, words), f"seed{self.seed}"])
 
-    def key(self, **evidence: str) -> str:
+    @cached_property
+    def recipe(self) -> dict[str, str]:
+        """Options that decide what comes out, its seed among them.
+
+        Not the path of a split: its digest is among the evidence, wherever the file lies.
+        """
+        return recipe(self.config.to_params()) | {"split_file": NONE}
+
+    def key(self, *, known: Container[str] | None = None, **evidence: str) -> str:
         """Digest of all that decides what comes out of the cell.
 
-        Options, seed, and as `evidence` the digests of data and first weights. Two cells with one
-        key are the same run; a finished one is never trained again.
+        Two cells with one key are the same run; a finished one is never trained again.
+
+        Parameters
+        ----------
+        known : container of str, optional
+            The options there were when the key was made; all of today's by default.
+        **evidence : str
+            Digests of data, split and first weights.
         """
-        told = {"recipe": recipe(self.config.to_params()), **evidence}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        told = {name: v for name, v in self.recipe.items() if known is None or name in known}
+        text = json.dumps({"recipe": told, **evidence}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def is_made_by(self, key: str, params: Mapping[str, str], **evidence: str) -> bool:
+        """Whether a run is an attempt at this cell, also one made when there were fewer options.
+
+        What a run did not know it did as the default has it, so the cell must have the default
+        there. All that it knew is in its key by value: where a default changed, it does not match.
+
+        Parameters
+        ----------
+        key : str
+            Key of the cell it was made for.
+        params : mapping
+            Parameters it logged; of names only their presence counts.
+        **evidence : str
+            As in `key`.
+        """
+        if key == self.key(**evidence):
+            return True
+        defaults = recipe({})
+        later = [name for name in self.recipe if name not in params]
+        if not later or any(self.recipe[name] != defaults[name] for name in later):
+            return False
+        return key == self.key(known=params, **evidence)
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,13 @@ def prepare_all(plan: Plan) -> Study:
     return first
 
 
-def key_cells(plan: Plan, study: Study) -> dict[Cell, str]:
-    """Digest of each cell; reads each kind of first weights once, so that a bad file shows now."""
+def evidence_of(plan: Plan, study: Study) -> dict[Cell, dict[str, str]]:
+    """Digests of what each cell is made of, beside its options: data, split, first weights.
+
+    Reads each kind of first weights once, so that a bad file shows now.
+    """
     known: dict[tuple[str, str], tuple[LoadedModel, str]] = {}
-    keys = {}
+    evidence = {}
     for cell in plan.cells:
         model = cell.config.model
         told = (model.model, model.weights)
@@ -46,5 +49,6 @@ def key_cells(plan: Plan, study: Study) -> dict[Cell, str]:
             known[told] = loaded, f"{loaded.weights} {content}"
         loaded, weights = known[told]
         freeze_first(model.model, loaded, model.freeze)  # so that it is refused now
-        keys[cell] = cell.key(data=study.catalog.digest, split=study.split.digest, weights=weights)
-    return keys
+        digests = {"data": study.catalog.digest, "split": study.split.digest}
+        evidence[cell] = {**digests, "weights": weights}
+    return evidence

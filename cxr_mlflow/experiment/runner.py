@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cxr_mlflow.config import RunConfig
-from cxr_mlflow.experiment.board import Board, last_epoch
+from cxr_mlflow.experiment.board import Board, stage
 from cxr_mlflow.experiment.plan import Cell
 
 POLL_SECONDS = 0.5
@@ -83,7 +83,7 @@ def train_cells(
             for process in list(running):
                 status = process.popen.poll()
                 if status is None:
-                    board.running(process.job.cell, last_epoch(tail(process.log)) or "started")
+                    board.running(process.job.cell, stage(tail(process.log)) or "started")
                     continue
                 running.remove(process)
                 seconds = time.monotonic() - process.start

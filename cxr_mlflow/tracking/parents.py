@@ -7,8 +7,8 @@ import json
 import math
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.entities.paged_list import PagedList
 
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.tracking.processes import HOST, is_dead
+from cxr_mlflow.tracking.processes import HEARTBEAT, HOST, is_dead
 
 KIND = "experiment"
 NAME = "experiment_name"
@@ -64,6 +64,12 @@ class Child:
         return str(self.run.info.status) in ("RUNNING", "SCHEDULED")
 
     @property
+    def last_sign(self) -> float:
+        """When it last showed that it lives, by the clock of its machine; seconds since 1970."""
+        beat = float(self.run.data.tags.get(HEARTBEAT) or 0)
+        return max(beat, float(self.run.info.start_time or 0) / 1000)
+
+    @property
     def minutes(self) -> float:
         """How long it took; nan if it does not tell."""
         return minutes_of(self.run)
@@ -89,9 +95,11 @@ class PlannedCell:
     row: str
     seed: str
     name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    """All options, as the parameters of its run spell them; empty in plans of old."""
 
 
-def write_plan(cells: Sequence[PlannedCell]) -> list[dict[str, str]]:
+def write_plan(cells: Sequence[PlannedCell]) -> list[dict[str, Any]]:
     """Put the cells into the form of the artifact `PLAN_FILE`."""
     return [asdict(cell) for cell in cells]
 

@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.names import slug
-from cxr_mlflow.tracking.tracker import Log
+from cxr_mlflow.tracking.tracker import Log, Tracker
 
 COMPARED = ("confusion_rates", "roc", "precision_recall", "reliability")
 """Figures that are logged by key as well, so that the UI shows those of several runs in a row."""
+MEANS = "mean/"
+"""How the numbers of a parent run's rows begin."""
 
 
 def record_start(
@@ -87,7 +89,7 @@ def record_note(tracker: Log, note: str) -> None:
 
 
 def record_comparison(
-    tracker: Log,
+    tracker: Tracker,
     *,
     texts: Mapping[str, str],
     tables: Mapping[str, pd.DataFrame],
@@ -96,6 +98,9 @@ def record_comparison(
     tags: Mapping[str, str],
 ) -> None:
     """On the parent run: the table of its cells, as files, figures and numbers.
+
+    It may be told often, as cells come to their ends: each time is a step of the pictures and the
+    numbers, for MLflow replaces neither. Numbers of rows that are no longer there become nan.
 
     Parameters
     ----------
@@ -107,8 +112,12 @@ def record_comparison(
         tracker.log_text(text, f"comparison/{name}")
     for name, table in tables.items():
         tracker.log_csv(table, f"comparison/{name}")
+    step = max((tracker.next_step(f"comparison_{name}") for name in figures), default=0)
     for name, figure in figures.items():
         tracker.log_figure(figure, f"comparison/{name}.png")
-        tracker.log_comparable(figure, f"comparison_{name}")
-    tracker.log_metrics(metrics)
+        tracker.log_comparable(figure, f"comparison_{name}", step=step)
+    tracker.log_metrics(metrics, step=step)
+    told = [name for name, value in tracker.metrics().items() if value == value]
+    gone = [name for name in told if name.startswith(MEANS) and name not in metrics]
+    tracker.forget(metrics=gone, step=step)
     tracker.set_tags(tags)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -152,12 +153,42 @@ class Tracker(Log):
         logged again.
         """
         begin = f"images/{key}+step+{step}+"
-        there = [f.path for f in self.client.list_artifacts(self.run_id, "images")]
-        if len([path for path in there if path.startswith(begin)]) < 2:
+        if len([path for path in self.files("images") if path.startswith(begin)]) < 2:
             with Image.open(io.BytesIO(png)) as picture:
                 self.client.log_image(
                     self.run_id, picture.convert("RGB"), key=key, step=step, timestamp=time
                 )
+
+    def metrics(self) -> dict[str, float]:
+        """Newest value of each number of the run."""
+        return dict(self.client.get_run(self.run_id).data.metrics)
+
+    def files(self, folder: str) -> list[str]:
+        """Paths of the artifacts in a folder of the run."""
+        return [str(f.path) for f in self.client.list_artifacts(self.run_id, folder)]
+
+    def next_step(self, key: str) -> int:
+        """Step after the last one at which there is a picture of a key: 0 if there is none."""
+        begin = f"images/{key}+step+"
+        told = [
+            path.removeprefix(begin).split("+")[0]
+            for path in self.files("images")
+            if path.startswith(begin)
+        ]
+        return max((int(step) for step in told if step.isdecimal()), default=-1) + 1
+
+    def forget(
+        self, *, tags: Iterable[str] = (), metrics: Iterable[str] = (), step: int = 0
+    ) -> None:
+        """Take back tags, and metrics: MLflow keeps a number for ever, so they become nan."""
+        known = self.client.get_run(self.run_id).data.tags
+        for name in tags:
+            if name in known:
+                self.client.delete_tag(self.run_id, name)
+        at = get_current_time_millis()
+        gone = [Metric(name, math.nan, at, step) for name in metrics]
+        if gone:
+            self.client.log_batch(self.run_id, metrics=gone)
 
     def log_dataset(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
         """Log a table of images as an MLflow dataset input of the run."""

@@ -161,9 +161,19 @@ def claim(
     raise InputError(f"{runs_dir()}: {MOST} runs of this very command are under way")
 
 
-def undelivered() -> Iterator[Unfinished]:
-    """Yield the runs of this machine that no living process holds; each is held while it is out."""
+def undelivered(
+    wanted: Callable[[Command], bool] = lambda command: True,
+) -> Iterator[Unfinished]:
+    """Yield the runs of this machine that no living process holds; each is held while it is out.
+
+    Parameters
+    ----------
+    wanted : callable
+        Tells of a command whether its run is asked for.
+    """
     for folder in sorted(path.parent for path in runs_dir().glob(f"*/{FILE}")):
+        if not (seen := read(folder)) or not wanted(seen.command):
+            continue
         with _held(folder, SYNCS) as free:
             if free and (found := read(folder)):
                 yield found

@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from cxr_mlflow.command_config import ExperimentConfig
-from cxr_mlflow.experiment.board import DONE, FAILED, Board, last_epoch
+from cxr_mlflow.experiment.board import DONE, FAILED, Board, stage
 from cxr_mlflow.experiment.plan import load_plan
+from cxr_mlflow.pipeline import SENDING, TESTING
 
 
 @pytest.fixture
@@ -79,6 +80,26 @@ def test_time_left_is_told_until_nothing_is_left(board):
     assert "min left" not in board.console.file.getvalue()
 
 
-def test_how_far_a_training_is_stands_in_its_last_epoch_line():
-    assert last_epoch(["weights random"]) is None
-    assert last_epoch(["epoch   1/3  train", "epoch   2/3  train loss", "! word"]) == "epoch 2/3"
+def test_a_small_terminal_cuts_off_cells_not_the_counts(board):
+    board.console.print(board)
+    assert board.console.file.getvalue().startswith("0 of 4 done")
+
+
+def test_less_than_a_minute_is_not_none(board):
+    for cell in board.plan.cells[:3]:
+        board.done(cell, 0.8, 0.2)
+    assert board.console.file.getvalue().splitlines()[-1].endswith("1 to go, under a minute")
+
+
+def test_a_cell_that_mlflow_has_not_got_says_so(board):
+    board.done(board.plan.cells[0], 0.8, 0.2, sent=False)
+    assert "macro F1 0.800, 0.2 min, not sent yet" in board.console.file.getvalue()
+    board.console.print(board)
+    assert "0.800, unsent" in board.console.file.getvalue()
+
+
+def test_how_far_a_training_is_stands_in_what_it_printed_last():
+    assert stage(["weights random"]) is None
+    assert stage(["epoch   1/3  train", "epoch   2/3  train loss", "! word"]) == "epoch 2/3"
+    assert stage(["epoch   3/3  train", f"{TESTING}    the best epoch"]) == "testing"
+    assert stage(["epoch   3/3  train", f"{TESTING}    x", f"{SENDING}    what"]) == "sending"

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import filelock
 import mlflow
 import pandas as pd
 import pytest
+
+from cxr_mlflow.config import RunConfig, all_options, typed_options
+from cxr_mlflow.labels import recipe
+from tests.faults.world import HEARS_CTRL_C
+from tools.mlflow_server import free_port, serve_mlflow
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,18 +39,26 @@ DEADLINE = 300
 class Lab:
     """A folder with a store and an experiment file, and the command that is typed in it."""
 
-    def __init__(self, folder: Path, demo_dir: Path, cache_dir: Path) -> None:
+    def __init__(
+        self, folder: Path, demo_dir: Path, cache_dir: Path, uri: str | None = None
+    ) -> None:
         self.folder, self.demo_dir = folder, demo_dir
         self.file = folder / "table.yaml"
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
         told = {"MLFLOW_TRACKING_URI": self.uri, "CXR_CACHE_DIR": str(cache_dir)}
         self.environment = {**os.environ, **told, "OMP_NUM_THREADS": "1"}
 
-    def write(self, *rows: str, seeds: str = "[0]") -> None:
-        self.file.write_text(f"name: lived\n{BASE}rows:\n{''.join(rows)}seeds: {seeds}\n")
+    def write(self, *rows: str, seeds: str = "[0]", base: str = "") -> None:
+        told = BASE.replace("}", f"{base}}}")
+        self.file.write_text(f"name: lived\n{told}rows:\n{''.join(rows)}seeds: {seeds}\n")
+
+    def sql(self, statement: str, *values: object) -> None:
+        """Do to the store what MLflow has no words for."""
+        with closing(sqlite3.connect(self.folder / "mlflow.db")) as store, store:
+            store.execute(statement, values)
 
     def start(self, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "cxr_mlflow", "experiment", "run", str(self.file)]
+        command = [sys.executable, "-c", HEARS_CTRL_C, "experiment", "run", str(self.file)]
         return subprocess.Popen(
             [*command, "--data-dir", str(self.demo_dir), "--experiment", "lab", *options],
             cwd=self.folder,
@@ -73,9 +90,31 @@ class Lab:
     def cells(self) -> list[tuple[str, str]]:
         return [(run.info.run_name, run.info.status) for run in self.runs("training")]
 
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.uri)
+
+    def wait_for(self, process: subprocess.Popen[str], number: int) -> None:
+        """Wait until so many trainings have begun."""
+        deadline = time.monotonic() + DEADLINE
+        while len(self.cells()) < number:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def read(self, path: str) -> Path:
         client = mlflow.MlflowClient(self.uri)
         return Path(client.download_artifacts(self.parent.info.run_id, path, str(self.folder)))
+
+
+def options_of_params(params: dict[str, str]) -> dict[str, object]:
+    names = {f.name for _, f in all_options()}
+    return typed_options({k: v for k, v in params.items() if k in names}, "a run")
+
+
+def picture_steps(lab: Lab, run_id: str) -> set[str]:
+    found = [f.path for f in lab.client.list_artifacts(run_id, "images")]
+    return {path.split("+step+")[1].split("+")[0] for path in found if "comparison_rows" in path}
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +138,7 @@ def killed(lab, one_failed):
     before = len(lab.cells())
     process = lab.start()
     deadline = time.monotonic() + DEADLINE
-    while len(lab.cells()) == before:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    lab.wait_for(process, before + 1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     while ("cnn-oversample-seed0", "RUNNING") in lab.cells():  # the cell sees that it is alone
@@ -129,6 +165,7 @@ def test_one_failed_cell_does_not_stop_the_others(lab, one_failed):
     assert "cnn, weighted, seed 0: FAILED" in out
     assert "cnn, none, seed 0: macro F1" in out
     assert "Downloading" not in out  # MLflow's own bars
+    assert "Where the rows err" in out or "cnn, none" in out.split("failed")[-1], "a table is shown"
 
 
 def test_two_runners_of_one_experiment_are_refused(lab, killed, cache_dir):
@@ -207,19 +244,118 @@ def test_the_best_on_validation_is_registered(lab, finished):
     assert "| registered as | not registered |" in other.data.tags["mlflow.note.content"]
 
 
+def test_the_parent_run_says_with_what_it_was_run(lab, again, demo_dir):
+    told = lab.parent.data.params
+    assert (told["jobs"], told["seeds"], told["cells"]) == ("2", "0", "2"), "of the first session"
+    assert told["data_dir"] == str(demo_dir)
+    assert lab.parent.data.tags["asked/jobs"] == "1", "of the last one that trained"
+    assert lab.parent.data.tags["state"] == "complete"
+    contexts = {i.tags[0].value for i in lab.parent.inputs.dataset_inputs}
+    assert contexts == {"training", "validation", "testing"}
+    cells = json.loads(lab.read("plan.json").read_text())
+    assert [cell["options"]["epochs"] for cell in cells] == ["1", "1"]
+
+
+def test_a_store_made_with_fewer_options_is_done_all_the_same(lab, again):
+    """As if `start_size` had been added to the code since: nothing is trained again."""
+    keys = []
+    for run in (r for r in lab.runs("training") if r.info.status == "FINISHED"):
+        params = run.data.params
+        config = RunConfig.from_options(options_of_params(params))
+        told = {k: v for k, v in recipe(config.to_params()).items() if k != "start_size"}
+        weights = f"{params['first_weights']} "
+        evidence = {"data": params["data_digest"], "split": params["split_digest"]}
+        text = json.dumps({"recipe": told, **evidence, "weights": weights}, sort_keys=True)
+        keys.append(hashlib.sha256(text.encode()).hexdigest())
+        lab.client.set_tag(run.info.run_id, "cell", keys[-1])
+        lab.sql("DELETE FROM params WHERE key = 'start_size' AND run_uuid = ?", run.info.run_id)
+    marks = hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()
+    lab.client.set_tag(lab.parent.info.run_id, "complete", marks)
+    before = len(lab.cells())
+    status, out = lab.run()
+    assert status == 0, out
+    assert "nothing to do: all 2 cells are finished" in out
+    assert len(lab.cells()) == before
+
+
+def test_a_cell_of_another_machine_is_waited_for_until_it_is_silent(lab, again):
+    (run,) = (r for r in lab.runs("training") if r.info.run_name == "cnn-oversample-seed0")
+    one, parent = run.info.run_id, lab.parent.info.run_id
+    lab.client.set_tag(one, "host", "spot-vm")
+    lab.client.set_tag(one, "heartbeat", f"{time.time():.0f}")
+    lab.client.update_run(one, status="RUNNING")
+    before = len(lab.cells())
+    steps = picture_steps(lab, parent)
+    status, out = lab.run()
+    assert status == 3, out
+    assert "is being made on spot-vm, says the server" in out
+    assert "taken for dead at" in out
+    assert "1 of 2 cells are left (another machine has the others)" in out
+    assert "cxr-classifier-demo version" not in out, "no best of a table that is not whole"
+    told = lab.parent
+    assert not {"best", "registered", "complete"} & told.data.tags.keys()
+    assert told.info.status == "FINISHED", "nothing went wrong"
+    assert "failure" not in told.data.tags
+    assert told.data.tags["state"].startswith("1 of 2 cells done")
+    means = {k: v for k, v in told.data.metrics.items() if k.startswith("mean/f1_macro/")}
+    assert {name: math.isnan(value) for name, value in means.items()} == {
+        "mean/f1_macro/cnn_none": False,
+        "mean/f1_macro/cnn_oversample": True,
+    }
+    assert len(picture_steps(lab, parent)) == len(steps) + 1, "the picture is not the old one"
+
+    long_ago = time.time() - 1000
+    lab.client.set_tag(one, "heartbeat", f"{long_ago:.0f}")
+    lab.sql("UPDATE runs SET start_time = ? WHERE run_uuid = ?", int(1000 * long_ago), one)
+    status, out = lab.run("--max-time", "1e-9", "--overrides", "epochs=2")
+    assert status == 3, out
+    assert "none of its 1 finished cells is asked for now" in out
+    assert "2 rows, 2 cells; 2 to train" in out
+    gone = lab.client.get_run(one)
+    assert gone.info.status == "KILLED"
+    assert "no sign of life from spot-vm since" in gone.data.tags["failure"]
+    assert len(lab.cells()) == before
+    assert lab.parent.data.tags["asked/overrides"] == "epochs=2"
+    assert lab.read("experiment.yaml").read_text().startswith("# over this file")
+    assert {c["options"]["epochs"] for c in json.loads(lab.read("plan.json").read_text())} == {"2"}
+    assert "verdict" not in lab.parent.data.tags, "no cell is done"
+    lab.client.delete_tag(one, "failure")
+    lab.client.update_run(one, status="FINISHED")
+
+
+def test_after_each_seed_there_is_a_table_and_ctrl_c_says_how_far_it_is(lab, again):
+    lab.write(GOOD, seeds="[0, 1, 2]")
+    before = len(lab.cells())
+    process = lab.start()
+    lab.wait_for(process, before + 2)
+    assert lab.parent.data.metrics["cells/done"] == 2
+    assert "macro F1" in lab.read("comparison/report.md").read_text()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 130, out
+    assert "stopped; 2 of 3 cells done, the same command goes on" in out
+    assert "Traceback" not in out
+    assert out.count("Macro F1") or "cnn, none" in out
+    assert lab.parent.info.status == "KILLED"
+    assert lab.parent.data.tags["state"].startswith("stopped; 2 of 3 cells done")
+
+
 def test_a_new_seed_adds_its_cells_alone_and_time_can_be_up(lab, again):
     lab.write(GOOD, OVERSAMPLE, seeds="[0, 1]")
+    before = len(lab.cells())
     status, out = lab.run("--max-time", "1e-9")
     assert status == 3
-    assert "4 cells, 2 finished; 2 to train" in out
-    assert "2 of 4 cells are left; the same command goes on" in out
-    assert lab.parent.info.status == "KILLED"
-    assert len(lab.cells()) == 3
+    assert "4 cells, 3 finished; 1 to train" in out
+    assert "1 of 4 cells are left (the time was up); the same command goes on" in out
+    assert lab.parent.info.status == "FINISHED"
+    assert lab.parent.data.tags["state"].startswith("3 of 4 cells done; the time was up")
+    assert len(lab.cells()) == before
     lab.write(GOOD, OVERSAMPLE)
 
 
 def test_through_mlflow_run_the_new_run_points_to_the_old_one(lab, again, repo):
     lab.write(GOOD, OVERSAMPLE)
+    before = len(lab.cells())
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mlflow", "run", str(repo), "-e", "experiment"),
@@ -240,4 +376,47 @@ def test_through_mlflow_run_the_new_run_points_to_the_old_one(lab, again, repo):
     (opened,) = client.search_runs([home], f"tags.continued_in = '{lab.parent.info.run_id}'")
     assert opened.info.status == "FINISHED"
     assert lab.parent.info.run_id in opened.data.tags["mlflow.note.content"]
-    assert len(lab.cells()) == 3, "nothing was trained"
+    assert len(lab.cells()) == before, "nothing was trained"
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory):
+    """A folder of modules that make cells wait seconds, not a minute, for a dead server."""
+    folder = tmp_path_factory.mktemp("impatient")
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'cxr_mlflow.experiment.child' in sys.orig_argv:\n"
+        "    from cxr_mlflow.tracking import journaled\n"
+        "    journaled.LAST_SECONDS = journaled.FIRST_CONTACT_SECONDS = 1.0\n"
+    )
+    return folder
+
+
+def test_a_server_that_dies_stops_nothing_and_nothing_is_trained_twice(
+    tmp_path, demo_dir, cache_dir, empty_store, impatient
+):
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    store, port = f"sqlite:///{tmp_path / 'mlflow.db'}", free_port()
+    lab = Lab(tmp_path, demo_dir, cache_dir, uri=f"http://127.0.0.1:{port}")
+    lab.environment["PYTHONPATH"] = f"{impatient}{os.pathsep}{Path(__file__).parents[2]}"
+    lab.environment["CXR_STATE_DIR"] = str(tmp_path / "state")
+    lab.write(GOOD, seeds="[0, 1]", base=", register: false")
+    with serve_mlflow(store, tmp_path, port=port):
+        process = lab.start()
+        lab.wait_for(process, 1)
+    out, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 3, out
+    assert "Traceback" not in out
+    assert out.count("Training goes on; what it misses is told later") == 1
+    assert out.count("not sent yet") == 2, out
+    assert "2 of 2 cells done. MLflow does not answer" in out
+    assert "no connection). Nothing is lost: when it answers, `cxr sync`" in out
+    with serve_mlflow(store, tmp_path, port=port):
+        status, out = lab.run()
+        assert status == 0, out
+        assert "2 finished; 0 to train" in out
+        assert [status for _, status in lab.cells()] == ["FINISHED"] * 2
+        assert lab.parent.info.status == "FINISHED"
+        assert lab.parent.data.metrics["cells/done"] == 2
+        logs = {f.path for f in lab.client.list_artifacts(lab.parent.info.run_id, "cells")}
+        assert logs == {"cells/cnn-none-seed0.log", "cells/cnn-none-seed1.log"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 
 from cxr_mlflow.command_config import ExperimentConfig
@@ -75,6 +78,37 @@ def test_a_key_tells_what_comes_out_and_nothing_else(plan):
     assert plan("rows: [{model: cnn}]", seeds="1").cells[0].key(data="d") != key
 
 
+def key_before(cell, *later: str, **other: str) -> str:
+    """Key of a cell as code wrote it that lacked some options, or had other values for some."""
+    known = {k: v for k, v in {**cell.recipe, **other}.items() if k not in later}
+    told = json.dumps({"recipe": known, "data": "d"}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def test_a_cell_is_the_same_though_options_were_added_since(plan):
+    """A new option trains no finished cell again, where the cell has its default."""
+    (cell,) = plan("rows: [{model: cnn}]").cells
+    params = cell.config.to_params()
+    old = {name: value for name, value in params.items() if name not in ("freeze", "start_size")}
+    key = key_before(cell, "freeze", "start_size")
+    assert cell.is_made_by(cell.key(data="d"), params, data="d")
+    assert cell.is_made_by(key, old, data="d")
+    assert not cell.is_made_by(key, old, data="other")
+    (grown,) = plan("rows: [{model: cnn, start_size: 0.5}]").cells
+    assert not grown.is_made_by(key, old, data="d"), "it was trained at the whole size"
+    other_default = key_before(cell, "freeze", lr="0.01")
+    assert not cell.is_made_by(other_default, old | {"lr": "0.01"}, data="d"), "a default changed"
+
+
+def test_the_path_of_a_split_is_not_in_the_key(plan):
+    one, other = (
+        plan(f"base: {{split_file: {path}}}\nrows: [{{model: cnn}}]").cells[0]
+        for path in ("a/split.csv", "b/split.csv")
+    )
+    assert one.config.data.split_file == "a/split.csv"
+    assert one.key(split="s") == other.key(split="s") != one.key(split="t")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -88,6 +122,7 @@ def test_a_key_tells_what_comes_out_and_nothing_else(plan):
         ("rows: [{model: vgg}]", "--model='vgg' is not one of cnn, resnet18"),
         ("rows: [{seed: 3}]", "seed cannot be set here; write it under seeds:"),
         ("rows: [{split_seed: 3}]", "all cells share split_seed; set it under base"),
+        ("rows: [{split_file: s.csv}]", "all cells share split_file; set it under base"),
         ("matrix: {data_dir: [a, b]}", "all cells share data_dir"),
         ("rows: [{model: cnn}, {model: cnn}]", "two rows are the same run (cnn, oversample)"),
         ("rows: [{lr: 0.1}]\nmatrix: {lr: [0.2]}", "row 1 and the matrix both set lr"),
