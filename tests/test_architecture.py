@@ -15,6 +15,7 @@ LAYERS: list[set[str]] = [
     # each module may import the ground, its own room, and what stands in a line above it
     {"errors", "names", "environment", "stopping"},
     {"config"},
+    {"typed_options"},
     {"command_config", "labels"},
     {"experiment.plan"},
     {"data.phantom", "data.demo", "data.storage", "data.preprocess"},

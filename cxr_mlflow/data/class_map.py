@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from cxr_mlflow.config import near_name
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.names import slug
+from cxr_mlflow.typed_options import near_name
 
 ClassMap = dict[str, str | None]
 """Name of a class folder -> class of the model; None: its images are left out."""

@@ -22,12 +22,11 @@ from cxr_mlflow.config import (
     DataConfig,
     RunConfig,
     TrackingConfig,
-    near_name,
-    typed_options,
 )
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.labels import label_rows, recipe
 from cxr_mlflow.names import slug
+from cxr_mlflow.typed_options import near_name, typed_options
 
 KEYS = ("name", "description", "base", "rows", "matrix", "seeds")
 NOT_IN_FILE = {"seed": "write it under seeds:", "run_name": "cells get names of their own"}

@@ -12,11 +12,12 @@ import pandas as pd
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from cxr_mlflow.config import FROM_SCRATCH, typed_options
+from cxr_mlflow.config import FROM_SCRATCH
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.comparison import NotComparable, TestedRun
 from cxr_mlflow.labels import label_rows, recipe
 from cxr_mlflow.tracking.parents import children_of, get_run, minutes_of, planned_cells
+from cxr_mlflow.typed_options import typed_options
 
 PREDICTIONS = "test/predictions.csv"
 """Artifact of a run: columns `image_id`, `true`, `predicted`, and `group`, the near-duplicates that

@@ -19,8 +19,9 @@ import mlflow
 import pandas as pd
 import pytest
 
-from cxr_mlflow.config import RunConfig, all_options, typed_options
+from cxr_mlflow.config import RunConfig, all_options
 from cxr_mlflow.labels import recipe
+from cxr_mlflow.typed_options import typed_options
 from tests.faults.world import HEARS_CTRL_C
 from tools.mlflow_server import free_port, serve_mlflow
 
