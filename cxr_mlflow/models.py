@@ -260,18 +260,19 @@ def _fit(
     wanted = network.state_dict()
     usable = {k: v for k, v in state.items() if k in wanted and v.shape == wanted[k].shape}
     head = _head_of(network)
-    # Files of old PyTorch versions lack the counters of batch normalisation, which nothing here
-    # reads.
-    missing = [n for n in wanted if n not in usable and not n.endswith("num_batches_tracked")]
+    # old PyTorch files lack BatchNorm's num_batches_tracked; nothing here uses it
+    counted = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    missing = [name for name in counted if name not in usable]
     trunk = [name for name in missing if not name.startswith(head)]
-    if len(usable) < len(wanted) / 2:
+    taken = len(counted) - len(missing)
+    if taken < len(counted) / 2:
         raise InputError(
-            f"{where}: {len(usable)} of the network's {len(wanted)} tensors are there "
+            f"{where}: {taken} of the network's {len(counted)} tensors are there "
             f"(missing: {missing[0]}, ...); these are weights of another model"
         )
     network.load_state_dict(wanted | usable)
     extra = [name for name in state if name not in wanted]
-    report = f"{where}: {len(usable)} of {len(wanted)} tensors taken over"
+    report = f"{where}: {taken} of {len(counted)} tensors taken over"
     report += f"; random: {', '.join(missing)}" if missing else ""
     report += f"; not used: {', '.join(extra)}" if extra else ""
     if trunk:

@@ -178,6 +178,7 @@ def test_counters_of_batch_normalisation_that_a_file_lacks_are_not_called_random
     loaded = load_model("resnet18", 4, weights=str(tmp_path / "old.pth"), seed=0)
     assert loaded.warnings == ()
     assert "num_batches" not in loaded.report
+    assert "101 of 103 tensors taken over; random: fc.weight, fc.bias" in loaded.report
 
 
 @pytest.mark.parametrize(
