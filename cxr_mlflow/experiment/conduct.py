@@ -12,7 +12,7 @@ from pathlib import Path
 import filelock
 
 from cxr_mlflow.command_config import ExperimentConfig
-from cxr_mlflow.compare import Compared, describe
+from cxr_mlflow.compare import Compared, about_experiment, describe
 from cxr_mlflow.data.prepare import Study, cache_folder
 from cxr_mlflow.data.storage import explained
 from cxr_mlflow.describe import SYNTHETIC, where_lines
@@ -155,10 +155,8 @@ class Conductor:
             for c, p in places
             if p.state != DONE
         ]
-        about = {"about": self.plan.description} if self.plan.description else {}
-        about["data"] = f"{self.study.catalog.name}" + (
-            f". {SYNTHETIC}" if self.study.catalog.is_demo else ""
-        )
+        catalog = self.study.catalog
+        about = about_experiment(self.plan.description, catalog.name, synthetic=catalog.is_demo)
         return describe(
             [as_tested(child.run, cell.row) for cell, child in self.done.items()],
             title=self.plan.name,
