@@ -63,7 +63,7 @@ LAYERS: list[set[str]] = [
         *("tracking.tracker", "tracking.journal", "tracking.delivery", "tracking.journaled"),
         *("tracking.unfinished", "tracking.processes", "tracking.system_metrics"),
         *("tracking.comparison", "tracking.registry", "tracking.cards"),
-        *("tracking.origin", "tracking.cells", "tracking.named"),
+        *("tracking.origin", "tracking.cells", "tracking.named", "tracking.views"),
     },
     {"inside", "explain"},
     {

@@ -20,6 +20,7 @@ from cxr_mlflow.environment import unless_set
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.tracking.processes import end_with_parent, own_process
 from cxr_mlflow.tracking.tracker import Tracker
+from cxr_mlflow.tracking.views import offer_view
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -138,6 +139,7 @@ def open_run(
             )
             if "failure" in run.data.tags:  # of an earlier attempt
                 mlflow.delete_tag("failure")
+            offer_view(run.info.experiment_id)
             yield Tracker(run.info.run_id, run.info.experiment_id)
             status = RunStatus.FINISHED
         except (KeyboardInterrupt, Terminated, Stopped) as error:

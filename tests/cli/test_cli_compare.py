@@ -39,6 +39,7 @@ def log_run(tracking):
             "weights": "random",
             "synthetic": "false",
             "test_digest": digest,
+            "machine": "2 cores of a processor",
         }
         run = client.create_run(home, tags=told | (tags or {}), run_name=f"cnn-{hits}")
         for name, value in {**config.to_params(), "git_commit": "c" * 40}.items():
@@ -192,6 +193,7 @@ def test_cells_without_a_score_are_told_on_screen_and_stay_in_the_parents_report
         assert "cnn, oversample 1 stopped why oversample1" in text
         assert "1 of 3" in text
         assert "What for." in text
+        assert "machine 2 cores of a processor" in text
         assert "a folder. Synthetic data" in text
         assert re.search(r"epochs (5 / 7|7 / 5)", text), "what differs beside the label"
     assert "150 resamples" in report, "as the experiment's runs were told"
