@@ -118,12 +118,6 @@ class MlflowUi:
         self.text(f"{len(run_ids)} matching runs").wait_for()
         self.settle()
 
-    def close_hint(self) -> None:
-        """Close the message that a view is shared, where there is one."""
-        hint = self.page.get_by_role("button", name="Close").locator("visible=true")
-        if self.page.get_by_text("You're viewing a shared view").is_visible() and hint.count():
-            hint.first.click()
-
     def find_charts(self, told: str) -> None:
         """Leave only the charts whose names match."""
         self.page.get_by_placeholder("Search metric charts").fill(told)

@@ -82,7 +82,7 @@ def shots_of(url: str, experiment: str, model: str) -> dict[str, Shot]:
     shots = {
         "ui_experiment": Shot(table, best.info.run_name, (WIDTH, 700)),
         "ui_strategies": Shot(
-            table, best.info.run_name, (WIDTH, 560), lambda ui: ui.group_by("strategy")
+            table, best.info.run_name, (WIDTH, 760), lambda ui: ui.group_by("strategy")
         ),
         "ui_compare": Shot(
             charts,
@@ -106,7 +106,6 @@ def take(browser: Browser, url: str, shot: Shot, out: Path) -> None:
     """Draw one page into a PNG."""
     with visit(browser, url, size=shot.size) as ui:
         ui.open(shot.page, shows=shot.shows)
-        ui.close_hint()
         shot.prepare(ui)
         ui.page.screenshot(path=out, animations="disabled")
     with Image.open(out) as picture:
