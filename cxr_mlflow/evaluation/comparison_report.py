@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cxr_mlflow.evaluation.comparison import Comparison
+from cxr_mlflow.evaluation.comparison_verdicts import ONE_SEED
 from cxr_mlflow.evaluation.comparison_words import (
     MANY,
     Missing,
@@ -64,17 +65,18 @@ def to_markdown(
 def to_note(c: Comparison, *, about: Mapping[str, str], missing: Sequence[Missing] = ()) -> str:
     """Write a comparison as the note of a run, which a page folds after a few lines.
 
-    It is `to_markdown` without the title, which the page has already; the headline and what must
-    stand beside it are one paragraph, the first.
+    It is `to_markdown` without the title, which the page has already; what must stand beside a
+    score and the headline, which tells of single seeds itself, are one paragraph, the first.
 
     Parameters
     ----------
     c, about, missing
         As in `to_markdown`.
     """
-    remarks = escape_markdown("; ".join(write_warnings(c)).removesuffix("."))
+    told = [remark for remark in write_warnings(c) if not remark.startswith(ONE_SEED)]
+    remarks = escape_markdown("; ".join(told).removesuffix("."))
     gaps = f" {len(missing)} cells without a score." if missing else ""
-    first = f"**{escape_markdown(c.headline())}**{gaps} **! {remarks}.**"
+    first = f"**! {remarks}.** **{escape_markdown(c.headline())}**{gaps}"
     parts = [first, *_markdown_sections(c, missing), _markdown_facts(about)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -198,8 +198,8 @@ def test_cells_without_a_score_are_told_on_screen_and_stay_in_the_parents_report
         assert re.search(r"epochs (5 / 7|7 / 5)", text), "what differs beside the label"
     assert "150 resamples" in report, "as the experiment's runs were told"
     note = client.get_run(parent).data.tags["mlflow.note.content"]
-    assert note.startswith("**cnn, ")
-    assert "3 cells without a score. **! not controlled" in note.split("\n")[0]
+    assert note.startswith("**! not controlled; ")
+    assert "3 cells without a score." in note.split("\n")[0]
 
 
 def test_an_experiment_is_named_by_its_name_and_a_run_by_the_start_of_its_id(log_parent, log_run):

@@ -424,10 +424,12 @@ def test_a_note_begins_with_the_verdict_and_what_must_stand_beside_it():
     c = made(own={1: ("weights=partial-imagenet",)})
     text = to_note(c, about=ABOUT, missing=MISSING)
     first = in_words(text.split("\n\n")[0])
-    assert first.startswith(in_words(c.headline()))
-    for told in (*SHARED, "weights=partial-imagenet (rows marked †)", "2 cells without a score"):
-        assert told in first
-    assert first.endswith("Not for diagnosis.")
+    remarks, verdict = first.split("Not for diagnosis. ")
+    assert verdict == f"{in_words(c.headline())} 2 cells without a score."
+    for told in (*SHARED, "weights=partial-imagenet (rows marked †)"):
+        assert told in remarks
+    once = in_words(to_note(made(single=range(4)), about={}).split("\n\n")[0])
+    assert once.count(ONE_SEED) <= 1, "the headline tells it"
     assert TITLE not in text
     assert all(part in in_words(text) for part in (*ABOUT.values(), "MemoryError", "All pairs"))
 

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 EXPERIMENT = """
 name: two strategies
-base: {{model: cnn, epochs: 2, image_size: 32, batch_size: 16, lr: 0.003, bootstrap_samples: 100,
+base: {{model: cnn, epochs: 2, image_size: 48, batch_size: 16, lr: 0.003, bootstrap_samples: 100,
   device: cpu, cache_dir: "{cache}"}}
 matrix: {{strategy: [none, oversample]}}
 seeds: [0]
@@ -41,8 +41,22 @@ PARENT_NAME = "two strategies"
 IS_SEEN = """element => {
   const range = document.createRange();
   range.selectNodeContents(element);
-  return [...range.getClientRects()].every(box => element.contains(
-    document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2)));
+  return [...range.getClientRects()].every(box => {
+    const middle = box.y + box.height / 2;
+    const hit = document.elementFromPoint(box.x + box.width / 2, middle);
+    if (hit?.dataset.testid === 'truncation-gradient') {  // its upper half covers next to nothing
+      const shade = hit.getBoundingClientRect();
+      return middle < shade.top + shade.height / 2;
+    }
+    return element.contains(hit);
+  });
+}"""
+BEST_IS_FIRST = """scores => {
+  const tops = [...document.querySelectorAll('a')].filter(link => link.innerText in scores)
+    .map(link => [link.getBoundingClientRect().top, scores[link.innerText]])
+    .sort((a, b) => a[0] - b[0]);
+  return tops.length === Object.keys(scores).length
+    && tops.every((place, i) => i === 0 || tops[i - 1][1] >= place[1]);
 }"""
 BY_SCORE = "orderByKey=metrics.`test/f1_macro`&orderByAsc=false"
 
@@ -146,7 +160,7 @@ def test_the_verdict_of_a_parent_run_is_seen_without_unfolding(ui, world):
     first = ui.page.locator("p", has=ui.page.get_by_text(verdict, exact=True)).first
     assert first.evaluate(IS_SEEN), "each of its lines"
     told = first.inner_text()
-    assert told.startswith(verdict)
+    assert told.endswith(verdict)
     for remark in ("synthetic data", "not controlled", "Not for diagnosis"):
         assert remark in told
 
@@ -160,19 +174,15 @@ def plain(browser, server):
 
 def test_whoever_follows_the_link_sees_scores_and_choices_best_first(plain, world, server):
     plain.page.goto(view_links(server, world.parent.info.experiment_id)["table"])
-    ranked = sorted(world.runs.values(), key=lambda run: -run.data.metrics["test/f1_macro"])
-    places = []
-    for run in ranked:
-        row = row_of(plain, run.info.run_name)
-        row.wait_for()
-        places.append(row.bounding_box()["y"])
-    assert places == sorted(places)
+    plain.text("Sort: test/f1_macro").wait_for()
     for header in ("test/f1_macro", "model", "strategy", "seed"):
         plain.text(header).wait_for()
     cells = plain.page.get_by_role("gridcell").all_inner_texts()
     for strategy, run in world.runs.items():
         assert strategy in cells
         assert any(cell.startswith(as_shown(run)) for cell in cells)
+    scores = {r.info.run_name: r.data.metrics["test/f1_macro"] for r in world.runs.values()}
+    plain.page.wait_for_function(BEST_IS_FIRST, arg=scores)
 
 
 def test_whoever_follows_the_link_sees_figures_side_by_side(plain, world, server):
@@ -288,7 +298,7 @@ def test_a_version_says_how_good_it_is_and_where_it_is_from(ui, world):
     ui.text(made_by.info.run_name).wait_for()
     body = ui.page.inner_text("body")
     assert f"Test macro F1 {made_by.data.metrics['test/f1_macro']:.3f}" in body
-    assert "Not for diagnosis: a research tool." in body
+    assert "Synthetic data" in body
 
 
 def test_all_pictures_of_the_docs_are_drawn_from_a_store(world, tmp_path, repo):
