@@ -85,6 +85,7 @@ format: install  ## Format the code and mend what ruff can mend.
 
 ui: install  ## Open the MLflow UI on this machine (PORT=5000).
 	@echo "MLflow UI: http://127.0.0.1:$(PORT)  (stop with Ctrl-C)"
+	@python -m tools.ui_links $(MLFLOW_TRACKING_URI) http://127.0.0.1:$(PORT)
 	@mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri $(MLFLOW_TRACKING_URI) \
 	  --workers 1
 

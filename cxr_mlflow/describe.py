@@ -29,6 +29,7 @@ from cxr_mlflow.models import LoadedModel
 from cxr_mlflow.names import SPLITS
 from cxr_mlflow.tracking.journaled import JournaledLog
 from cxr_mlflow.tracking.tracker import Tracker
+from cxr_mlflow.tracking.views import view_links
 from cxr_mlflow.training.fitting import Trained, training_set
 
 SYNTHETIC = (
@@ -37,6 +38,8 @@ SYNTHETIC = (
 )
 NONE_YET = "none when the model was made; its training run tells of later ones"
 """Fact `controls` in the files of a model."""
+LOCAL_UI = "http://127.0.0.1:5000"
+"""Where `make ui`, and the command that is printed, serve a store on this machine."""
 CODE_DIR = Path(__file__).parents[1]
 SAMPLES_PER_CLASS, COPIES_PER_SAMPLE = 2, 5
 
@@ -235,6 +238,7 @@ def where_lines(name: str, run: Tracker | JournaledLog, tracking_uri: str) -> li
     """Tell where a run is to be seen."""
     if not run.experiment_id:
         return [f"run       {name}, not at MLflow yet", f"pictures  {run.artifact_uri()}"]
+    address = tracking_uri if tracking_uri.startswith("http") else LOCAL_UI
     if tracking_uri.startswith("http"):
         ui = f"{tracking_uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
     elif os.environ.get("MAKELEVEL"):
@@ -245,4 +249,5 @@ def where_lines(name: str, run: Tracker | JournaledLog, tracking_uri: str) -> li
         f"run       {run.run_id} ({name})",
         f"pictures  {run.artifact_uri()}",
         f"see it    {ui}",
+        f"compare   {view_links(address, run.experiment_id)['charts']}",
     ]

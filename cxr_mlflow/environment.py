@@ -29,6 +29,21 @@ def package_versions() -> dict[str, str]:
     return {"version/python": platform.python_version(), **versions}
 
 
+def machine_kind(accelerator: str = "") -> str:
+    """Say on what kind of machine we are: accelerator, usable cores, processor."""
+    usable = getattr(os, "sched_getaffinity", None)
+    cores = len(usable(0)) if usable else os.cpu_count()
+    parts = [accelerator, f"{cores} cores of {_processor()}"]
+    return ", ".join(part for part in parts if part)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
 @contextmanager
 def unless_set(variables: Mapping[str, str]) -> Iterator[None]:
     """Set the environment variables that the user did not set, and take them back in the end."""

@@ -8,6 +8,8 @@ from cxr_mlflow.config import RunConfig, all_options, flag, option_type
 
 ALWAYS = ("model", "strategy")
 """Options a label names even where all rows share them."""
+FEW_ROWS = 8
+"""So many rows are told one by one."""
 NO_RESULT = frozenset(
     {
         *(
@@ -62,6 +64,30 @@ def label_rows(recipes: Sequence[Mapping[str, str]]) -> list[str]:
     if _count(recipes, short) < _count(recipes, _names(recipes)):
         names = [*short, *(n for n in differing if n not in short)]
     return [_label(each, names, choices) for each in recipes]
+
+
+def tell_differences(recipes: Sequence[Mapping[str, str]]) -> str:
+    """Tell the options that differ between rows, beside those every label names.
+
+    Parameters
+    ----------
+    recipes : sequence of mappings
+        One per row, in the order of the table.
+
+    Returns
+    -------
+    str
+        "epochs 12 / 5 / 5, lr 0.003 / 0.001 / 0.001"; of many rows the different values alone.
+        Empty where nothing differs.
+    """
+    told = []
+    for name in _names(recipes):
+        values = [each[name] for each in recipes]
+        if name in (*ALWAYS, "seed") or len(set(values)) == 1:
+            continue
+        few = len(values) <= FEW_ROWS
+        told.append(f"{name} {' / '.join(values) if few else ' or '.join(sorted(set(values)))}")
+    return ", ".join(told)
 
 
 def _names(recipes: Sequence[Mapping[str, str]]) -> list[str]:

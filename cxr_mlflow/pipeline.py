@@ -28,7 +28,7 @@ from cxr_mlflow.config import RunConfig
 from cxr_mlflow.controls import audit_study, source_controls
 from cxr_mlflow.data.prepare import prepare
 from cxr_mlflow.describe import Plan, announce, closing_lines, summarize
-from cxr_mlflow.environment import code_digest, package_versions
+from cxr_mlflow.environment import code_digest, machine_kind, package_versions
 from cxr_mlflow.evaluation.assessment import Assessment, assess, validation_scores
 from cxr_mlflow.evaluation.report import RunSummary, metrics_json, write_note
 from cxr_mlflow.explain import explain_trained, probe_sources
@@ -99,6 +99,7 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
     command = command_of(plan, tracking_uri, tags or {})
     made_with = {**package_versions(), "code": code_digest(), "device": str(device)}
     made_with["threads"] = str(torch.get_num_threads())
+    machine = machine_kind(torch.cuda.get_device_name(device) if device.type == "cuda" else "")
     with claim(
         command,
         evidence_of(plan),
@@ -115,7 +116,12 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
                 unfinished.journal_id,
                 config.tracking.experiment,
                 plan.name,
-                {**plan.tags(), **attempt_tags(unfinished, made_with), **(tags or {})},
+                {
+                    **plan.tags(),
+                    "machine": machine,
+                    **attempt_tags(unfinished, made_with),
+                    **(tags or {}),
+                },
                 plan.params(),
                 handlers=handlers(),
             ) as run:

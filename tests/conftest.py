@@ -195,6 +195,7 @@ def log_run(tracking: str) -> Callable[..., str]:
             "weights": "random",
             "synthetic": "false",
             "test_digest": digest,
+            "machine": "2 cores of a processor",
         }
         run = client.create_run(home, tags=told | (tags or {}), run_name=f"cnn-{hits}")
         for name, value in {**config.to_params(), "git_commit": "c" * 40}.items():

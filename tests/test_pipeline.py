@@ -82,6 +82,7 @@ def test_the_run_ends_well_and_says_what_it_is(run):
     assert run.info.run_name == "cnn-weighted-48px-lungs-seed0-demo"
     tags = run.data.tags
     told = {k: tags[k] for k in ("model", "strategy", "seed", "data", "synthetic", "weights")}
+    assert "cores of" in tags["machine"]
     assert told == {
         "model": "cnn",
         "strategy": "weighted",

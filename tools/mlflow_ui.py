@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Locator, Page, Request, sync_playwright
@@ -23,7 +22,8 @@ SETTINGS = {  # of a visitor who chose "Model training" and closed the assistant
     "mlflow.assistant.panelOpen_v1": "false",
     "mlflow.settings.telemetry.enabled_v1": "false",
 }
-PAGE_STATE = 'MLflowLocalStorage-1.1-ExperimentPage-["{}"]-ReactComponentState'
+PLAIN = {"mlflow.settings.telemetry.enabled_v1": "false"}
+"""Of an empty browser, but for messages to a place that cannot be reached."""
 STORE_SETTINGS = "for (const [k, v] of Object.entries({})) localStorage.setItem(k, v)"
 SECONDS = 300  # longest wait: a first page can take minutes on two busy cores
 IMAGES_ARE_THERE = (
@@ -109,6 +109,15 @@ class MlflowUi:
         self.page.keyboard.press("Escape")
         self.settle()
 
+    def search_runs(self, run_ids: Sequence[str]) -> None:
+        """Leave only these runs in the table and the charts."""
+        told = ", ".join(f"'{run_id}'" for run_id in run_ids)
+        box = self.page.get_by_placeholder("metrics.rmse < 1 and params.model").first
+        box.fill(f"attributes.run_id IN ({told})")
+        box.press("Enter")
+        self.text(f"{len(run_ids)} matching runs").wait_for()
+        self.settle()
+
     def find_charts(self, told: str) -> None:
         """Leave only the charts whose names match."""
         self.page.get_by_placeholder("Search metric charts").fill(told)
@@ -128,7 +137,7 @@ def visit(
     url: str,
     *,
     size: tuple[int, int] = (1600, 1200),
-    page_states: Mapping[str, Mapping[str, Any]] | None = None,
+    settings: Mapping[str, str] = SETTINGS,
 ) -> Iterator[MlflowUi]:
     """Be a new visitor of an MLflow server.
 
@@ -140,15 +149,15 @@ def visit(
         Address of the server.
     size : pair of int
         Width and height of the window, pixels.
-    page_states : mapping, optional
-        Experiment ID -> columns, sorting, charts of its page, as the UI itself keeps them.
+    settings : mapping, optional
+        What the UI has kept in the browser; by default that of a visitor who knows it, with
+        `PLAIN` an empty browser.
     """
     width, height = size
-    told = {PAGE_STATE.format(k): json.dumps(v) for k, v in (page_states or {}).items()}
     context = browser.new_context(viewport={"width": width, "height": height})
     try:
         context.set_default_timeout(SECONDS * 1000)
-        context.add_init_script(STORE_SETTINGS.format(json.dumps(SETTINGS | told)))
+        context.add_init_script(STORE_SETTINGS.format(json.dumps(dict(settings))))
         yield MlflowUi(context.new_page(), url)
     finally:
         context.close()

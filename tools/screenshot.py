@@ -7,22 +7,23 @@ python tools/screenshot.py --store sqlite:///mlflow.db --all docs/images
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import mlflow
+from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Browser
 
+from cxr_mlflow.tracking.parents import PARENT
+from cxr_mlflow.tracking.views import FIGURES, SCORE, offer_view, view_links
 from tools.mlflow_server import serve_mlflow
-from tools.mlflow_ui import find_browser, open_browser, visit
+from tools.mlflow_ui import MlflowUi, find_browser, open_browser, visit
 
-SCORE = "test/f1_macro"
-COLUMNS = ("params.`model`", "params.`strategy`", "params.`seed`", f"metrics.`{SCORE}`")
 WIDTH = 1440  # pixels: all columns fit
-FIGURES = ("test_confusion_rates", "test_roc", "test_precision_recall", "training_curves")
 
 
 class Size(click.ParamType[tuple[int, int]]):
@@ -48,42 +49,8 @@ class Shot:
     page: str
     shows: str | None
     size: tuple[int, int]
-    state: Mapping[str, Mapping[str, Any]] | None = None
-    """Page states of `visit`."""
-
-
-def runs_state(charts: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Return a state of the experiment page: best run first, the columns that matter, charts.
-
-    A metric to sort by makes the UI list the children of a parent run beside it, unfolded.
-    """
-    state: dict[str, Any] = {
-        "selectedColumns": ["attributes.`Models`", *COLUMNS],
-        "orderByKey": f"metrics.`{SCORE}`",
-        "orderByAsc": False,
-    }
-    if charts:
-        section = {"display": True, "deleted": False, "isGenerated": False, "isReordered": True}
-        state["compareRunSections"] = [
-            {**section, "uuid": "scores", "name": "Scores", "columns": 2, "cardHeight": 300},
-            {**section, "uuid": "figures", "name": "Figures", "columns": 1, "cardHeight": 360},
-        ]
-        state["compareRunCharts"] = list(charts)
-        state["isAccordionReordered"] = True
-    return state
-
-
-def charts() -> list[dict[str, Any]]:
-    """Return the charts of a comparison: scores, parallel coordinates, figures side by side."""
-    common = {"deleted": False, "isGenerated": False, "runsCountToCompare": 10}
-    scores = common | {"metricSectionId": "scores"}
-    parallel = {"selectedParams": ["model", "strategy"], "selectedMetrics": [SCORE]}
-    figure = common | {"metricSectionId": "figures", "type": "IMAGE", "step": 0}
-    return [
-        {**scores, "uuid": "bars", "type": "BAR", "metricKey": SCORE, "displayName": SCORE},
-        {**scores, "uuid": "parallel", "type": "PARALLEL", "showAllRuns": False, **parallel},
-        *({**figure, "uuid": key, "imageKeys": [key], "showRunParams": False} for key in FIGURES),
-    ]
+    prepare: Callable[[MlflowUi], None] = lambda ui: None
+    """What the visitor does there."""
 
 
 def shots_of(url: str, experiment: str, model: str) -> dict[str, Shot]:
@@ -94,36 +61,52 @@ def shots_of(url: str, experiment: str, model: str) -> dict[str, Shot]:
     click.ClickException
         If the experiment has no finished run with scores, or nobody registered the model.
     """
-    import mlflow  # takes seconds: not for --help
-
     client = mlflow.MlflowClient(url)
     found = client.get_experiment_by_name(experiment)
     runs = found and client.search_runs(
         [found.experiment_id],
         filter_string=f"metrics.`{SCORE}` >= 0 and attributes.status = 'FINISHED'",
         order_by=[f"metrics.`{SCORE}` DESC"],
-        max_results=1,
     )
     if not runs:
         raise click.ClickException(f"--experiment {experiment}: no finished run has {SCORE}")
     if not client.search_registered_models(filter_string=f"name = '{model}'"):
         raise click.ClickException(f"--registered-model {model}: no such model in this store")
+    mlflow.set_tracking_uri(url)
+    offer_view(found.experiment_id)  # experiments of earlier versions lack it
+    links = view_links("", found.experiment_id)
+    table, charts = (links[what].removeprefix("/#/") for what in ("table", "charts"))
     home = f"experiments/{found.experiment_id}/runs"
-    table = {found.experiment_id: runs_state()}
-    drawn = {found.experiment_id: runs_state(charts())}
-    best = runs[0].info
-    return {
-        "ui_experiment": Shot(home, best.run_name, (WIDTH, 700), table),
-        "ui_compare": Shot(f"{home}?compareRunsMode=CHART", FIGURES[0], (WIDTH, 1100), drawn),
-        "ui_run": Shot(f"{home}/{best.run_id}", "About this run", (WIDTH, 1000)),
+    best = runs[0]
+    other = next((r for r in runs if _strategy(r) != _strategy(best)), best)
+    shots = {
+        "ui_experiment": Shot(table, best.info.run_name, (WIDTH, 700)),
+        "ui_strategies": Shot(
+            table, best.info.run_name, (WIDTH, 760), lambda ui: ui.group_by("strategy")
+        ),
+        "ui_compare": Shot(
+            charts,
+            FIGURES[0],
+            (WIDTH, 1100),
+            lambda ui: ui.search_runs([best.info.run_id, other.info.run_id]),
+        ),
+        "ui_run": Shot(f"{home}/{best.info.run_id}", "About this run", (WIDTH, 1000)),
         "ui_model": Shot(f"models/{model}", "@ champion", (WIDTH, 800)),
     }
+    if parent := best.data.tags.get(PARENT):
+        shots["ui_parent"] = Shot(f"{home}/{parent}", "Child runs", (WIDTH, 1000))
+    return shots
+
+
+def _strategy(run: Run) -> str:
+    return str(run.data.params.get("strategy"))
 
 
 def take(browser: Browser, url: str, shot: Shot, out: Path) -> None:
     """Draw one page into a PNG."""
-    with visit(browser, url, size=shot.size, page_states=shot.state) as ui:
+    with visit(browser, url, size=shot.size) as ui:
         ui.open(shot.page, shows=shot.shows)
+        shot.prepare(ui)
         ui.page.screenshot(path=out, animations="disabled")
     with Image.open(out) as picture:
         picture.convert("RGB").save(out, optimize=True)

@@ -11,7 +11,11 @@ from cxr_mlflow.cli.options import CxrCommand
 
 @click.command(cls=CxrCommand)
 @click.argument("what", nargs=-1, required=True)
-@click.option("--baseline", help="Label of the row all others are compared with; else every pair.")
+@click.option(
+    "--baseline",
+    help="Row all others are compared with, or words that only its label has: oversample, v1, "
+    "@champion. Else every pair.",
+)
 @click.option(
     "--output",
     multiple=True,
@@ -19,32 +23,40 @@ from cxr_mlflow.cli.options import CxrCommand
     help="Report file to write, .html, .md or .csv; may be given several times.",
 )
 @click.option("--log", is_flag=True, help="Log the report on the experiment's parent run.")
-@click.option("--bootstrap-samples", default=2000, show_default=True, help="Resamples.")
+@click.option(
+    "--bootstrap-samples",
+    type=int,
+    help="Resamples; by default as many as an experiment's runs were told, else 2000.",
+)
 @click.option("--experiment", default="chest-xray", help="MLflow experiment of a FILE's runs.")
 def compare(
     what: tuple[str, ...],
     baseline: str | None,
     output: tuple[Path, ...],
     log: bool,
-    bootstrap_samples: int,
+    bootstrap_samples: int | None,
     experiment: str,
 ) -> None:
     """Compare what was tested on the same images, and say what differs beyond chance.
 
-    WHAT is an experiment file or the id of its parent run, ids of training runs, models:/NAME for
-    all versions of a registered model, or models:/NAME/VERSION. Runs that differ in nothing but
-    the seed are one row.
+    WHAT is an experiment file, its name or the id of its parent run, ids of training runs (the
+    first digits are enough), models:/NAME for all versions of a registered model, or
+    models:/NAME/VERSION. Runs that differ in nothing but the seed are one row.
     """
     from cxr_mlflow import compare as comparing  # loads mlflow
+    from cxr_mlflow.compared import check_output
 
     for path in output:
-        comparing.check_output(path)
-    compared = comparing.compare_runs(
-        what, experiment=experiment, baseline=baseline, samples=bootstrap_samples
-    )
+        check_output(path)
+    named = comparing.find_runs(what, experiment)
+    parent = comparing.parent_to_log_on(named) if log else None
+    for remark in named.remarks:
+        click.echo(f"! {remark}")
+    compared = comparing.compare_runs(named, what, baseline=baseline, samples=bootstrap_samples)
     compared.show()
     for path in output:
         compared.write(path)
         click.echo(f"report    {path}")
-    if log:
-        click.echo(f"logged on {comparing.log_on_parent(compared, what, experiment)}")
+    if parent:
+        compared.log_to(parent.run_id, parent.experiment_id)
+        click.echo(f"logged on {parent.run_id}")

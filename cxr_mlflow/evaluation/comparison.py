@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from cxr_mlflow.errors import InputError
-from cxr_mlflow.evaluation.comparison_inputs import NotComparable, TestedRun, lay_side_by_side
+from cxr_mlflow.evaluation.comparison_inputs import (
+    NotComparable,
+    TestedRun,
+    find_row,
+    lay_side_by_side,
+)
 from cxr_mlflow.evaluation.comparison_statistics import (
     Mean,
     Scored,
@@ -25,7 +30,13 @@ from cxr_mlflow.evaluation.comparison_statistics import (
     interval_of,
     measure_runs,
 )
-from cxr_mlflow.evaluation.comparison_verdicts import against_baseline, leader, verdict
+from cxr_mlflow.evaluation.comparison_verdicts import (
+    ByImage,
+    against_baseline,
+    also_by_image,
+    leader,
+    verdict,
+)
 from cxr_mlflow.evaluation.intervals import Interval, check_draw
 from cxr_mlflow.evaluation.metrics import class_slugs
 
@@ -67,6 +78,12 @@ class Pair:
     mcnemar_p_adjusted: float
     distinguishable: bool  # p_adjusted < 1 - level
     verdict: str
+
+    @property
+    def by_image(self) -> ByImage:
+        """What McNemar's test says."""
+        more = self.a if self.accuracy_difference > 0 else self.b
+        return ByImage(more, self.mcnemar_p_adjusted)
 
 
 @dataclass(frozen=True)
@@ -123,7 +140,16 @@ class Comparison:
         return pd.DataFrame(lines, columns=_PAIR_COLUMNS)
 
     def headline(self) -> str:
-        """Say in one sentence which row leads, and which are not distinguishable from it."""
+        """Say which row leads, which are not distinguishable from it, and where McNemar differs."""
+        return self._headline() + also_by_image(
+            [
+                (pair.a if pair.by_image.right_more_often == pair.b else pair.b, pair.by_image)
+                for pair in self.pairs
+                if not pair.distinguishable and pair.by_image.differs(self.level)
+            ]
+        )
+
+    def _headline(self) -> str:
         scores = {row.row: (row.scores["f1_macro"], row.num_seeds) for row in self.rows}
         if self.baseline is None:
             first = self.rows[0].row
@@ -157,7 +183,8 @@ def compare(
     classes : sequence of C names, optional
         In index order; by default the names that occur in the predictions, sorted.
     baseline : str, optional
-        Label of the row that each other row is compared with; by default every pair is compared.
+        Label of the row that each other row is compared with, or an unambiguous part of it; by
+        default every pair is compared.
     samples, seed : int
         Resamples of the test images; equal seeds give equal intervals.
     level : float
@@ -168,7 +195,8 @@ def compare(
     NotComparable
         If the runs were not tested alike; see `comparison_inputs.lay_side_by_side`.
     InputError
-        If there is no run, `baseline` is no row, or `samples` or `level` is out of range.
+        If there is no run, `baseline` does not name one row, or `samples` or `level` is out of
+        range.
 
     Notes
     -----
@@ -180,8 +208,8 @@ def compare(
     check_draw(samples, level)
     runs = sorted(runs, key=_run_order)
     labels = list(dict.fromkeys(run.row for run in runs))
-    if baseline is not None and baseline not in labels:
-        raise InputError(f"baseline={baseline!r} is no row; choose from {'; '.join(labels)}")
+    if baseline is not None:
+        baseline = find_row(baseline, labels)
     tests = lay_side_by_side(runs, classes)
     slugs = class_slugs(tests.classes)
     scored = measure_runs(
@@ -263,22 +291,20 @@ def _pairs(
     for place, (a, b) in enumerate(couples):
         gap, p = gaps[place]
         statistic, mcnemar_p = mcnemars[place]
-        seeds = (a.num_seeds, b.num_seeds)
-        pairs.append(
-            Pair(
-                a=a.row,
-                b=b.row,
-                difference=gap,
-                p_value=p,
-                p_adjusted=adjusted[place],
-                accuracy_difference=a.scores["accuracy"].value - b.scores["accuracy"].value,
-                mcnemar=statistic,
-                mcnemar_p=mcnemar_p,
-                mcnemar_p_adjusted=mcnemars_adjusted[place],
-                distinguishable=adjusted[place] < 1 - level,
-                verdict=verdict(
-                    (a.row, b.row), seeds, gap, (p, adjusted[place]), len(couples), level
-                ),
-            )
+        pair = Pair(
+            a=a.row,
+            b=b.row,
+            difference=gap,
+            p_value=p,
+            p_adjusted=adjusted[place],
+            accuracy_difference=a.scores["accuracy"].value - b.scores["accuracy"].value,
+            mcnemar=statistic,
+            mcnemar_p=mcnemar_p,
+            mcnemar_p_adjusted=mcnemars_adjusted[place],
+            distinguishable=adjusted[place] < 1 - level,
+            verdict="",
         )
+        seeds, ps = (a.num_seeds, b.num_seeds), (p, adjusted[place])
+        told = verdict((a.row, b.row), seeds, gap, ps, pair.by_image, len(couples), level)
+        pairs.append(replace(pair, verdict=told))
     return tuple(pairs)

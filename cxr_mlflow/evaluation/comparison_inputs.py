@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +40,12 @@ class TestedRun:
     predictions: pd.DataFrame = field(repr=False, compare=False)  # as `predictions_table`
     remarks: tuple[str, ...] = ()  # what must stand beside its score, e.g. "synthetic data"
     minutes: float = math.nan
+    word: str = ""  # what names it on the command line; by default the start of its id
+
+    @property
+    def named(self) -> str:
+        """A word for `cxr compare` that names this run."""
+        return self.word or self.run_id[:8]
 
 
 @dataclass(frozen=True)
@@ -133,12 +141,13 @@ def _check_digests(runs: Sequence[TestedRun]) -> None:
         digests.setdefault(run.test_digest, []).append(run)
     if len(digests) > 1:
         told = [
-            f"test_digest {digest[:12]} ({len(same[0].predictions):,} images): {_names(same)}"
+            f"\n  cxr compare {' '.join(run.named for run in same)}"
+            f"\n    test_digest {digest[:12]}, {len(same[0].predictions):,} images: {_rows(same)}"
             for digest, same in digests.items()
         ]
         raise NotComparable(
-            f"the runs were tested on different images: {'; '.join(told)}. "
-            "Compare runs that share a test set"
+            "the runs were tested on different images. Compare those that share a test set:"
+            + "".join(told)
         )
 
 
@@ -209,6 +218,32 @@ def _codes(run: TestedRun, names: pd.Series, classes: Sequence[str]) -> NDArray[
             f"{', '.join(classes)}"
         )
     return codes.astype(np.int64)
+
+
+def find_row(told: str, labels: Sequence[str]) -> str:
+    """Find the row that a label, or whole words of it, name: `v1`, `@champion`, `oversample`.
+
+    Raises
+    ------
+    InputError
+        If it names no row, or several.
+    """
+    if told in labels:
+        return told
+    words = re.compile(rf"(?<!\w){re.escape(told.removeprefix('@'))}(?!\w)")
+    found = [label for label in labels if words.search(label)]
+    if len(found) != 1:
+        said = f"may be {'; '.join(found)}" if found else "is no row"
+        raise InputError(f"baseline={told!r} {said}; choose from {'; '.join(labels)}")
+    return found[0]
+
+
+def _rows(runs: Sequence[TestedRun]) -> str:
+    """Rows of runs, and how many runs of each."""
+    counts = Counter(run.row for run in runs)
+    told = [row + (f" ({number} runs)" if number > 1 else "") for row, number in counts.items()]
+    more = len(told) - _MOST_NAMES
+    return "; ".join([*told[:_MOST_NAMES], *([f"{more} more rows"] if more > 0 else [])])
 
 
 def _called(run: TestedRun) -> str:

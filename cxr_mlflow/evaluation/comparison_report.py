@@ -15,7 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cxr_mlflow.evaluation.comparison import Comparison
+from cxr_mlflow.evaluation.comparison_verdicts import ONE_SEED
 from cxr_mlflow.evaluation.comparison_words import (
+    MANY,
     Missing,
     Sheet,
     write_sections,
@@ -23,12 +25,10 @@ from cxr_mlflow.evaluation.comparison_words import (
 )
 from cxr_mlflow.evaluation.note import escape_markdown
 
-__all__ = ["Missing", "print_comparison", "to_html", "to_markdown"]
+__all__ = ["Missing", "print_comparison", "to_html", "to_markdown", "to_note"]
 
 IMAGE_DPI = 110
 """Of the figures in the HTML file: sharp on a page, some 50 kB each."""
-MANY = 12
-"""So many verdicts or lines are shown at once; more are folded, or left to the written report."""
 
 
 def to_markdown(
@@ -55,16 +55,45 @@ def to_markdown(
     parts = [
         f"# {escape_markdown(title)}",
         "\n>\n".join(f"> **! {escape_markdown(warning)}**" for warning in write_warnings(c)),
-        _markdown_table(Sheet(("what", "value"), list(about.items()), words=2)) if about else "",
+        _markdown_facts(about),
         f"**{escape_markdown(c.headline())}**",
+        *_markdown_sections(c, missing),
     ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def to_note(c: Comparison, *, about: Mapping[str, str], missing: Sequence[Missing] = ()) -> str:
+    """Write a comparison as the note of a run, which a page folds after a few lines.
+
+    It is `to_markdown` without the title, which the page has already; what must stand beside a
+    score and the headline, which tells of single seeds itself, are one paragraph, the first.
+
+    Parameters
+    ----------
+    c, about, missing
+        As in `to_markdown`.
+    """
+    told = [remark for remark in write_warnings(c) if not remark.startswith(ONE_SEED)]
+    remarks = escape_markdown("; ".join(told).removesuffix("."))
+    gaps = f" {len(missing)} cells without a score." if missing else ""
+    first = f"**! {remarks}.** **{escape_markdown(c.headline())}**{gaps}"
+    parts = [first, *_markdown_sections(c, missing), _markdown_facts(about)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_facts(about: Mapping[str, str]) -> str:
+    return _markdown_table(Sheet(("what", "value"), list(about.items()), words=2)) if about else ""
+
+
+def _markdown_sections(c: Comparison, missing: Sequence[Missing]) -> list[str]:
+    parts = []
     for section in write_sections(c, missing):
         if section.sheet or section.sentences:
             parts.append(f"## {escape_markdown(section.title)}")
         if section.sheet:
             parts.append(_markdown_table(section.sheet))
         parts.append("\n".join(f"- {escape_markdown(sentence)}" for sentence in section.sentences))
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return parts
 
 
 def to_html(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from cxr_mlflow.evaluation.intervals import Interval
 
@@ -10,11 +11,24 @@ ONE_SEED = "one seed: the chance of training is not in this interval"
 _MOST_NAMES = 3
 
 
+@dataclass(frozen=True)
+class ByImage:
+    """McNemar's test of a pair: which row is right on more images."""
+
+    right_more_often: str
+    p_adjusted: float
+
+    def differs(self, level: float) -> bool:
+        """Whether it tells the rows apart."""
+        return self.p_adjusted < 1 - level
+
+
 def verdict(
     rows: tuple[str, str],
     seeds: tuple[int, int],
     difference: Interval,
     p_values: tuple[float, float],
+    by_image: ByImage,
     num_pairs: int,
     level: float,
 ) -> str:
@@ -28,6 +42,8 @@ def verdict(
         Mean macro F1 of a less that of b.
     p_values : pair of float
         Of the difference; as it is, and adjusted for `num_pairs`.
+    by_image : ByImage
+        What McNemar's test says of the same pair.
     num_pairs : int
         Pairs shown.
     level : float
@@ -45,10 +61,31 @@ def verdict(
     told = (
         f"{a} {said}: {difference.value:+.3f} [{difference.low:.3f}, {difference.high:.3f}] "
         f"macro F1, {seeds[0]} and {_count(seeds[1])} (p {_p(p)}{holm})"
+        f"; image by image (McNemar{', Holm' if num_pairs > 1 else ''}) p "
+        f"{_p(by_image.p_adjusted)}"
     )
+    if by_image.differs(level):
+        told += f": {by_image.right_more_often} is right more often"
     if once:
         told += f"; {'both have' if len(once) == 2 else f'{once[0]} has'} {ONE_SEED}"
     return f"{told}."
+
+
+def also_by_image(others: Sequence[tuple[str, ByImage]]) -> str:
+    """Say which pairs McNemar's test tells apart and macro F1 does not; empty if none.
+
+    Parameters
+    ----------
+    others : sequence of (str, ByImage)
+        Of each such pair the row that is right less often, and the test.
+    """
+    told = [
+        f"{found.right_more_often} is right more often than {row} (p {_p(found.p_adjusted)})"
+        for row, found in others[:_MOST_NAMES]
+    ]
+    left = len(others) - _MOST_NAMES
+    told += [f"so it is in {left} more pairs"] if left > 0 else []
+    return f" Image by image (McNemar) {'; '.join(told)}." if told else ""
 
 
 def leader(scores: Mapping[str, tuple[Interval, int]], told_apart: Mapping[str, bool]) -> str:
@@ -66,11 +103,11 @@ def leader(scores: Mapping[str, tuple[Interval, int]], told_apart: Mapping[str, 
         return _sentence(f"{first} has {_score(*scores[first])}", scores)
     equal = [row for row, differs in told_apart.items() if not differs]
     if not equal:
-        end = f"and is better than {_all_others(len(told_apart))}"
-    elif len(equal) == len(told_apart) > _MOST_NAMES:
-        end = f"but is not distinguishable from {_all_others(len(equal))}"
+        end = f"and is better than {_others(list(told_apart))}"
+    elif len(equal) == len(told_apart):
+        end = f"but is not distinguishable from {_others(equal)}"
     else:
-        end = f"but is not distinguishable from {' and '.join(equal)}"
+        end = f"but is not distinguishable from {listed(equal)}"
     return _sentence(f"{first} leads with {_score(*scores[first])}, {end}", scores)
 
 
@@ -95,7 +132,7 @@ def against_baseline(
     for row, (gap, differs) in gaps.items():
         found = "better" if gap > 0 else "worse"
         groups[found if differs else "not distinguishable"].append(row)
-    told = "; ".join(f"{word}: {' and '.join(rows)}" for word, rows in groups.items() if rows)
+    told = " — ".join(f"{word}: {listed(rows)}" for word, rows in groups.items() if rows)
     base = f"the baseline {baseline}, {_score(*scores[baseline])}"
     return _sentence(f"Against {base} — {told or 'there is no other row'}", scores)
 
@@ -117,8 +154,17 @@ def _count(seeds: int) -> str:
     return f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
 
 
-def _all_others(number: int) -> str:
-    return "the other row" if number == 1 else f"any of the other {number} rows"
+def listed(names: Sequence[str]) -> str:
+    """Write names in a row: a, b and c; with semicolons where a name has a comma itself."""
+    if len(names) < 3:
+        return " and ".join(names)
+    comma = ";" if any("," in name for name in names) else ","
+    return f"{f'{comma} '.join(names[:-1])}{';' if comma == ';' else ''} and {names[-1]}"
+
+
+def _others(names: Sequence[str]) -> str:
+    """All other rows: by name while they are few."""
+    return listed(names) if len(names) <= _MOST_NAMES else f"any of the other {len(names)} rows"
 
 
 def _p(value: float) -> str:

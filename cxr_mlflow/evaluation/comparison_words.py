@@ -15,6 +15,8 @@ from cxr_mlflow.evaluation.metrics import class_slugs
 from cxr_mlflow.evaluation.note import NOT_CONTROLLED, NOT_MEASURED
 
 DISCLAIMER = "A research tool. Not for diagnosis."
+MANY = 12
+"""So many verdicts or lines are shown at once; more are folded, or left to the written report."""
 _MARKS = "†‡§¶‖"
 SHORT = 64
 """Most characters of a remark where it is not told whole."""
@@ -69,7 +71,8 @@ def write_sections(c: Comparison, missing: Sequence[Missing] = ()) -> list[Secti
     sections.append(Section("Classes", figures=("classes",)))
     if c.pairs:
         sections.append(Section("Which rows differ", sentences=_verdicts(c)))
-        sections.append(Section("All pairs", _pair_sheet(c), figures=("pairs",), lookup=True))
+        many = len(c.pairs) > MANY
+        sections.append(Section("All pairs", _pair_sheet(c), figures=("pairs",), lookup=many))
     sections.append(Section("How to read this", sentences=_reading(c), lookup=True))
     sections.append(Section("Runs", _run_sheet(c), lookup=True))
     return sections

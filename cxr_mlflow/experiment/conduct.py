@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cxr_mlflow.command_config import ExperimentConfig
-from cxr_mlflow.compare import Compared, describe
+from cxr_mlflow.compare import Compared, about_experiment, describe
 from cxr_mlflow.data.prepare import Study
-from cxr_mlflow.describe import SYNTHETIC
 from cxr_mlflow.evaluation.comparison_report import Missing
 from cxr_mlflow.experiment.best import register_best
 from cxr_mlflow.experiment.board import DONE, FAILED, RUNNING, WAITING, Board
@@ -232,10 +231,8 @@ class Conductor:
             for c, p in self.board.places.items()
             if c not in self.done
         ]
-        about = {"about": self.plan.description} if self.plan.description else {}
-        about["data"] = f"{self.study.catalog.name}" + (
-            f". {SYNTHETIC}" if self.study.catalog.is_demo else ""
-        )
+        catalog = self.study.catalog
+        about = about_experiment(self.plan.description, catalog.name, synthetic=catalog.is_demo)
         return describe(
             [as_tested(child.run, cell.row) for cell, child in self.done.items()],
             title=self.plan.name,

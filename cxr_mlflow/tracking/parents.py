@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import yaml
 from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities.paged_list import PagedList
@@ -29,6 +30,8 @@ CELL, ROW = "cell", "row"
 """Tags of a child: the key of its cell, the label of its row."""
 PLAN_FILE = "plan.json"
 """Artifact of a parent run: its cells."""
+EXPERIMENT_FILE = "experiment.yaml"
+"""Artifact of a parent run: its experiment file."""
 PAGE = 1000
 
 
@@ -95,7 +98,7 @@ class PlannedCell:
     row: str
     seed: str
     name: str
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
     """All options, as the parameters of its run spell them; empty in plans of old."""
 
 
@@ -113,13 +116,27 @@ def planned_cells(parent: Run) -> list[PlannedCell]:
         If the parent run does not hold the file.
     """
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = mlflow.MlflowClient().download_artifacts(parent.info.run_id, PLAN_FILE, folder)
-            return [PlannedCell(**cell) for cell in json.loads(Path(path).read_text("utf-8"))]
+        return [PlannedCell(**cell) for cell in json.loads(read_text(parent, PLAN_FILE))]
     except (MlflowException, OSError, ValueError, TypeError) as error:
         raise InputError(
             f"the experiment {parent.info.run_name} ({parent.info.run_id}) has no {PLAN_FILE}"
         ) from error
+
+
+def read_text(run: Run, path: str) -> str:
+    """Read an artifact that is a text."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = mlflow.MlflowClient().download_artifacts(run.info.run_id, path, folder)
+        return Path(file).read_text("utf-8")
+
+
+def description_of(parent: Run) -> str:
+    """What a parent's experiment file says it is about; empty where it says nothing."""
+    try:
+        told = yaml.safe_load(read_text(parent, EXPERIMENT_FILE))
+    except (MlflowException, OSError, ValueError, yaml.YAMLError):
+        return ""
+    return " ".join(str(told.get("description") or "").split()) if isinstance(told, dict) else ""
 
 
 def get_run(run_id: str) -> Run:
@@ -141,6 +158,17 @@ def find_parent(experiment: str, name: str, test_digest: str | None = None) -> R
 
     Parameters
     ----------
+    experiment, name, test_digest
+        See `find_parents`.
+    """
+    return next(iter(find_parents(experiment, name, test_digest)), None)
+
+
+def find_parents(experiment: str, name: str, test_digest: str | None = None) -> list[Run]:
+    """Parent runs of an experiment file's name, the newest first: one for each set of test images.
+
+    Parameters
+    ----------
     experiment : str
         MLflow experiment it is looked for in.
     name : str
@@ -150,16 +178,16 @@ def find_parent(experiment: str, name: str, test_digest: str | None = None) -> R
     client = mlflow.MlflowClient()
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        return None
+        return []
     wanted = {"kind": KIND, NAME: name}
     wanted |= {"test_digest": test_digest} if test_digest else {}
-    runs = client.search_runs(
-        [found.experiment_id],
-        " and ".join(f"tags.{key} = '{value}'" for key, value in wanted.items()),
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
+    return list(
+        client.search_runs(
+            [found.experiment_id],
+            " and ".join(f"tags.{key} = '{value}'" for key, value in wanted.items()),
+            order_by=["attributes.start_time DESC"],
+        )
     )
-    return runs[0] if runs else None
 
 
 def children_of(parent: Run) -> list[Child]:

@@ -15,6 +15,7 @@ from cxr_mlflow.tracking.parents import close_dead_runs, link
 from cxr_mlflow.tracking.processes import heartbeat
 from cxr_mlflow.tracking.run import ask_store
 from cxr_mlflow.tracking.tracker import Tracker
+from cxr_mlflow.tracking.views import offer_view
 
 JOURNAL = "journal"
 """Tag of a run: the id of the journal it is delivered from, by which it is found again."""
@@ -91,6 +92,7 @@ class Remote:
             link(joined, client.get_run(info.run_id))
             client.set_terminated(joined, "FINISHED")
         close_dead_runs()
+        offer_view(info.experiment_id)
 
     def known(self) -> Run | None:
         """Run that was delivered to before; None if there is none.

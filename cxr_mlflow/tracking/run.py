@@ -21,6 +21,7 @@ from cxr_mlflow.tracking.locks import SQLITE, hold, is_database, is_server, lock
 from cxr_mlflow.tracking.parents import close_dead_runs
 from cxr_mlflow.tracking.processes import beating, heartbeat, own_process
 from cxr_mlflow.tracking.tracker import Tracker
+from cxr_mlflow.tracking.views import offer_view
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -148,6 +149,7 @@ def open_run(
                 if "failure" in run.data.tags:  # of an earlier attempt
                     mlflow.delete_tag("failure")
             close_dead_runs()
+            offer_view(run.info.experiment_id)
             log = Tracker(run.info.run_id, run.info.experiment_id)
             with beating(lambda: log.set_tags(heartbeat())):
                 yield log

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -13,10 +13,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from cxr_mlflow.config import FROM_SCRATCH
-from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.comparison import NotComparable, TestedRun
-from cxr_mlflow.labels import label_rows, recipe
-from cxr_mlflow.tracking.parents import children_of, get_run, minutes_of, planned_cells
+from cxr_mlflow.tracking.parents import minutes_of
 from cxr_mlflow.typed_options import typed_options
 
 PREDICTIONS = "test/predictions.csv"
@@ -25,7 +23,6 @@ are resampled together."""
 TEST_DIGEST = "test_digest"
 """Tag or parameter of a run: which images it was tested on."""
 REGISTERED = "models:/"
-Found = TypeVar("Found")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -60,43 +57,20 @@ def digest_of_test(run: Run, name: str) -> str:
     return digest
 
 
-def tested_runs(what: Sequence[str]) -> list[TestedRun]:
-    """Gather the runs that words name, with the rows they belong to.
-
-    Parameters
-    ----------
-    what : sequence of str
-        Run ids, of training runs or of the parent run of an experiment, whose finished cells are
-        taken; and `models:/NAME` (all versions) or `models:/NAME/VERSION`. Versions are rows of
-        their own; runs that differ in nothing but the seed are one row.
+def as_tested(run: Run, row: str, word: str = "") -> TestedRun:
+    """Read what a run predicted, as a run of a row that `word` names.
 
     Raises
     ------
-    InputError
-        If something named is not there.
     NotComparable
-        If a run has no test predictions.
+        If it has no test predictions.
     """
-    client = mlflow.MlflowClient()
-    runs: dict[str, Run] = {}
-    versions: list[TestedRun] = []
-    for word in what:
-        if word.startswith(REGISTERED):
-            versions += _versions(client, word.removeprefix(REGISTERED))
-        else:
-            runs |= {run.info.run_id: run for run in _named_runs(word)}
-    recipes = [recipe(run.data.params) for run in runs.values()]
-    unseeded = [{k: v for k, v in each.items() if k != "seed"} for each in recipes]
-    labels = label_rows(unseeded)
-    found = [as_tested(run, row) for run, row in zip(runs.values(), labels, strict=True)]
-    return found + versions
-
-
-def as_tested(run: Run, row: str) -> TestedRun:
-    """Read what a run predicted, as a run of a row."""
     client = mlflow.MlflowClient()
     name = run.info.run_name or run.info.run_id
     told = f"run {name} ({run.info.run_id})"
+    if run.info.status != "FINISHED":
+        failure = run.data.tags.get("failure")
+        told += f", which is {run.info.status}" + (f" ({failure})," if failure else ",")
     return TestedRun(
         run_id=run.info.run_id,
         name=name,
@@ -106,10 +80,13 @@ def as_tested(run: Run, row: str) -> TestedRun:
         predictions=read_predictions(client, run.info.run_id, told),
         remarks=remarks_of(run),
         minutes=minutes_of(run),
+        word=word,
     )
 
 
-def shared_params(run_ids: Sequence[str], names: Iterable[str]) -> dict[str, list[str]]:
+def shared_params(
+    params: Sequence[Mapping[str, str]], names: Iterable[str]
+) -> dict[str, list[str]]:
     """Parameters that all runs share; of the commit every value, for it should be one.
 
     Returns
@@ -117,8 +94,6 @@ def shared_params(run_ids: Sequence[str], names: Iterable[str]) -> dict[str, lis
     dict of str to list of str
         Name -> different values.
     """
-    client = mlflow.MlflowClient()
-    params = [client.get_run(run_id).data.params for run_id in run_ids]
     values = {name: list(dict.fromkeys(p[name] for p in params if name in p)) for name in names}
     return {k: v for k, v in values.items() if len(v) == 1 or (v and k == "git_commit")}
 
@@ -145,43 +120,6 @@ def remarks_on_making(run: Run) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def _named_runs(word: str) -> list[Run]:
-    if not RUN_ID.fullmatch(word):
-        raise InputError(
-            f"{word!r} is neither a run id, nor models:/NAME, nor an experiment file that is there"
-        )
-    run = get_run(word)
-    if run.data.tags.get("kind") != "experiment":
-        return [run]
-    wanted = {cell.key for cell in planned_cells(run)}
-    cells = [child for child in children_of(run) if child.is_done]
-    if not (found := [child.run for child in cells if child.cell in wanted]):
-        raise InputError(f"the experiment {run.info.run_name} ({word}) has no finished cell yet")
-    return found
-
-
-def _versions(client: mlflow.MlflowClient, told: str) -> list[TestedRun]:
-    name, _, number = told.partition("/")
-    if "@" in name:
-        name, _, alias = name.partition("@")
-        number = str(_asked(lambda: client.get_model_version_by_alias(name, alias).version, told))
-    aliases: dict[str, list[str]] = {}
-    model = _asked(lambda: client.get_registered_model(name), told)
-    for alias, version in model.aliases.items():
-        aliases.setdefault(str(version), []).append(alias)
-    found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version))
-    found = [v for v in found if not number or str(v.version) == number]
-    if not found:
-        raise InputError(f"models:/{told}: no such version")
-    tested = []
-    for version in found:
-        run_id = run_behind(client, version.version, version.run_id, version.model_id)
-        also = aliases.get(str(version.version))
-        row = f"version {version.version}" + (f" ({', '.join(also)})" if also else "")
-        tested.append(as_tested(get_run(run_id), row))
-    return tested
-
-
 def run_behind(
     client: mlflow.MlflowClient, version: object, run_id: str | None, model_id: str | None
 ) -> str:
@@ -196,10 +134,3 @@ def run_behind(
     if not found:
         raise NotComparable(f"version {version} names no run with test predictions")
     return str(found)
-
-
-def _asked(ask: Callable[[], Found], told: str) -> Found:
-    try:
-        return ask()
-    except MlflowException as error:
-        raise InputError(f"models:/{told}: no such model or version in the registry") from error

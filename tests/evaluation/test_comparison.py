@@ -13,7 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.comparison import NotComparable, TestedRun, compare
-from cxr_mlflow.evaluation.comparison_inputs import join_groups
+from cxr_mlflow.evaluation.comparison_inputs import find_row, join_groups
 from cxr_mlflow.evaluation.comparison_statistics import (
     Mean,
     Scored,
@@ -24,7 +24,7 @@ from cxr_mlflow.evaluation.comparison_statistics import (
     measure_runs,
     t_interval,
 )
-from cxr_mlflow.evaluation.comparison_verdicts import verdict
+from cxr_mlflow.evaluation.comparison_verdicts import ByImage, listed, verdict
 from cxr_mlflow.evaluation.intervals import Interval, bootstrap_intervals, paired_difference
 from cxr_mlflow.evaluation.metrics import evaluate
 from cxr_mlflow.evaluation.report import predictions_table
@@ -318,41 +318,105 @@ def test_what_one_pair_alone_would_tell_is_not_told_among_many():
 
 
 A, B = "resnet18, none", "cnn, none"
+ALIKE = ByImage(A, 0.86)
 
 
 @pytest.mark.parametrize(
-    ("gap", "p_values", "seeds", "pairs", "sentence"),
+    ("gap", "p_values", "seeds", "by_image", "pairs", "sentence"),
     [
         (
-            *(Interval(0.004, -0.011, 0.019), (0.61, 1.0), (5, 5), 6),
+            *(Interval(0.004, -0.011, 0.019), (0.61, 1.0), (5, 5), ALIKE, 6),
             "resnet18, none is not distinguishable from cnn, none: +0.004 [-0.011, 0.019] macro "
-            "F1, 5 and 5 seeds (p 0.61; Holm over 6 pairs 1.00).",
+            "F1, 5 and 5 seeds (p 0.61; Holm over 6 pairs 1.00); image by image (McNemar, Holm) p "
+            "0.86.",
         ),
         (
-            *(Interval(0.046, 0.024, 0.068), (0.0002, 0.0012), (5, 4), 6),
+            *(Interval(0.010, -0.004, 0.023), (0.14, 0.42), (3, 3), ByImage(A, 0.0172), 6),
+            "resnet18, none is not distinguishable from cnn, none: +0.010 [-0.004, 0.023] macro "
+            "F1, 3 and 3 seeds (p 0.14; Holm over 6 pairs 0.42); image by image (McNemar, Holm) p "
+            "0.017: resnet18, none is right more often.",
+        ),
+        (
+            *(Interval(0.046, 0.024, 0.068), (0.0002, 0.0012), (5, 4), ByImage(B, 0.0002), 6),
             "resnet18, none is better than cnn, none: +0.046 [0.024, 0.068] macro F1, 5 and 4 "
-            "seeds (p < 0.001; Holm over 6 pairs 0.001).",
+            "seeds (p < 0.001; Holm over 6 pairs 0.001); image by image (McNemar, Holm) p < 0.001: "
+            "cnn, none is right more often.",
         ),
         (
-            *(Interval(-0.046, -0.068, -0.024), (0.004, 0.004), (5, 5), 1),
+            *(Interval(-0.046, -0.068, -0.024), (0.004, 0.004), (5, 5), ALIKE, 1),
             "resnet18, none is worse than cnn, none: -0.046 [-0.068, -0.024] macro F1, 5 and 5 "
-            "seeds (p 0.004).",
+            "seeds (p 0.004); image by image (McNemar) p 0.86.",
         ),
         (
-            *(Interval(0.02, 0.002, 0.038), (0.031, 0.186), (5, 5), 6),
+            *(Interval(0.02, 0.002, 0.038), (0.031, 0.186), (5, 5), ALIKE, 6),
             "resnet18, none is not distinguishable from cnn, none once 6 comparisons are counted: "
-            "+0.020 [0.002, 0.038] macro F1, 5 and 5 seeds (p 0.031; Holm over 6 pairs 0.19).",
+            "+0.020 [0.002, 0.038] macro F1, 5 and 5 seeds (p 0.031; Holm over 6 pairs 0.19); "
+            "image by image (McNemar, Holm) p 0.86.",
         ),
         (
-            *(Interval(0.02, -0.002, 0.042), (0.07, 0.07), (3, 1), 1),
+            *(Interval(0.02, -0.002, 0.042), (0.07, 0.07), (3, 1), ALIKE, 1),
             "resnet18, none is not distinguishable from cnn, none: +0.020 [-0.002, 0.042] macro "
-            "F1, 3 and 1 seed (p 0.070); cnn, none has one seed: the chance of training is not in "
-            "this interval.",
+            "F1, 3 and 1 seed (p 0.070); image by image (McNemar) p 0.86; cnn, none has one seed: "
+            "the chance of training is not in this interval.",
         ),
     ],
 )
-def test_verdicts_say_what_was_found_in_plain_words(gap, p_values, seeds, pairs, sentence):
-    assert verdict((A, B), seeds, gap, p_values, pairs, 0.95) == sentence
+def test_verdicts_say_what_was_found_in_plain_words(
+    gap, p_values, seeds, by_image, pairs, sentence
+):
+    assert verdict((A, B), seeds, gap, p_values, by_image, pairs, 0.95) == sentence
+
+
+def test_names_are_listed_so_that_each_can_be_told_from_the_next():
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b"]) == "a and b"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+    assert listed([A, "resnet18, weighted", B]) == (
+        "resnet18, none; resnet18, weighted; and cnn, none"
+    )
+
+
+def test_the_headline_says_where_the_images_say_otherwise():
+    """Rows that are level in macro F1, while one is right on more images: on those of class 2."""
+    y_true = np.repeat([0, 1, 2], [30, 30, 600])
+    small = np.arange(60) % 30
+    none, weighted = y_true.copy(), y_true.copy()
+    none[:60][small < 10] = 2
+    weighted[60:150] = np.arange(90) % 2
+    runs = [
+        make_run(row, seed, y_true, y_pred)
+        for row, y_pred in (("none", none), ("weighted", weighted))
+        for seed in range(3)
+    ]
+    found = compare(runs, samples=200)
+    (pair,) = found.pairs
+    assert pair.by_image.right_more_often == "none"
+    assert pair.mcnemar_p_adjusted < 0.001
+    told = "none is right more often"
+    assert f"image by image (McNemar) p < 0.001: {told}" in pair.verdict
+    also = f"Image by image (McNemar) {told} than weighted (p < 0.001)."
+    quiet = dataclasses.replace(found, pairs=(dataclasses.replace(pair, distinguishable=False),))
+    assert quiet.headline().endswith(f". {also}")
+    agreed = dataclasses.replace(found, pairs=(dataclasses.replace(pair, distinguishable=True),))
+    assert "McNemar" not in agreed.headline()
+
+
+@pytest.mark.parametrize(
+    ("part", "row"),
+    [
+        ("v1", "v1 champion: cnn, none"),
+        ("@champion", "v1 champion: cnn, none"),
+        ("oversample", "v10: cnn, oversample"),
+        ("cnn", "cnn"),
+    ],
+)
+def test_a_baseline_is_named_by_words_that_only_its_label_has(part, row):
+    assert find_row(part, ["v1 champion: cnn, none", "v10: cnn, oversample", "cnn"]) == row
+
+
+def test_a_baseline_that_may_be_several_rows_is_refused_with_their_names():
+    with pytest.raises(InputError, match="baseline='none' may be cnn, none; resnet18, none;"):
+        find_row("none", ["cnn, none", "resnet18, none", "cnn, weighted"])
 
 
 def test_the_headline_names_the_leader_and_who_is_not_told_from_it():
@@ -367,7 +431,7 @@ def test_the_headline_names_the_leader_and_who_is_not_told_from_it():
     )
     clear = compare(make_rows(good | bad), samples=200).headline()
     assert clear.startswith("a leads with ")
-    assert clear.endswith(" over 3 seeds, and is better than the other row.")
+    assert clear.endswith(" over 3 seeds, and is better than c.")
     alone = compare(make_rows(good, seeds=1), samples=200)
     assert alone.pairs == ()
     assert alone.headline().startswith("a has macro F1 0.")
@@ -390,7 +454,7 @@ def test_rows_are_compared_with_the_baseline_alone():
     assert worst.verdict.startswith("bad is worse than base: -0.")
     assert "Holm over 3 pairs" in worst.verdict
     assert found.headline().startswith("Against the baseline base, macro F1 0.7")
-    assert found.headline().endswith("better: good; worse: bad; not distinguishable: same.")
+    assert found.headline().endswith("better: good — worse: bad — not distinguishable: same.")
 
 
 def test_what_all_rows_share_is_told_once_and_what_one_has_stays_with_it():
@@ -434,8 +498,8 @@ def test_runs_of_different_test_sets_are_refused_by_name_and_size():
     with pytest.raises(NotComparable, match="different images") as caught:
         compare(runs)
     message = str(caught.value)
-    assert "dddddddddddd (240 images): run a 0 (id-a-0), run a 1 (id-a-1)" in message
-    assert "eeeeeeeeeeee (60 images): run b 0 (id-b-0)" in message
+    assert "cxr compare id-a-0 id-a-1\n    test_digest dddddddddddd, 240 images: a (2 " in message
+    assert "cxr compare id-b-0\n    test_digest eeeeeeeeeeee, 60 images: b" in message
     assert isinstance(caught.value, InputError)
 
 

@@ -24,6 +24,7 @@ from cxr_mlflow.evaluation.comparison_report import (
     print_comparison,
     to_html,
     to_markdown,
+    to_note,
 )
 from cxr_mlflow.evaluation.comparison_verdicts import ONE_SEED
 from cxr_mlflow.evaluation.intervals import Interval
@@ -420,10 +421,30 @@ def test_a_narrow_terminal_shows_all_numbers(width):
 
 
 def test_a_terminal_leaves_out_what_is_looked_up():
-    text = printed(made())
+    text = printed(made(12))
     assert "run-0-0" not in text
     assert "minus row" not in text
     assert "Which rows differ" in text
+
+
+def test_a_terminal_shows_the_pairs_with_both_tests_while_they_are_few():
+    text = in_words(printed(made()))
+    assert "McNemar" in text
+    assert re.search(r"resnet18, none cnn, none yes \+0.036 .* 0.023 0.079", text)
+
+
+def test_a_note_begins_with_the_verdict_and_what_must_stand_beside_it():
+    c = made(own={1: ("weights=partial-imagenet",)})
+    text = to_note(c, about=ABOUT, missing=MISSING)
+    first = in_words(text.split("\n\n")[0])
+    remarks, verdict = first.split("Not for diagnosis. ")
+    assert verdict == f"{in_words(c.headline())} 2 cells without a score."
+    for told in (*SHARED, "weights=partial-imagenet (rows marked †)"):
+        assert told in remarks
+    once = in_words(to_note(made(single=range(4)), about={}).split("\n\n")[0])
+    assert once.count(ONE_SEED) <= 1, "the headline tells it"
+    assert TITLE not in text
+    assert all(part in in_words(text) for part in (*ABOUT.values(), "MemoryError", "All pairs"))
 
 
 # figures
