@@ -25,6 +25,8 @@ itself; here the whole record is tried again. What it prints would tear the prog
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 OPENING = ("open", "params")
 """Words of a run that must be taken for it to be the run that was asked for."""
+DISK_SECONDS = 2.0
+"""Longest wait for this machine's own disk."""
 TRIES = 3
 """How often a record is sent that fails of something that may or may not pass."""
 
@@ -55,6 +57,11 @@ class Delivery:
     def trouble(self) -> str:
         """Why nothing arrives now; empty while it does."""
         return in_short(self.error) if self.error else ""
+
+    @property
+    def cannot_note(self) -> bool:
+        """Whether nothing arrives because this machine's disk is full or closed."""
+        return isinstance(getattr(self.error, "__cause__", None), OSError)
 
     @property
     def refusal(self) -> Exception | None:
@@ -98,7 +105,8 @@ class Delivery:
         begin = self._moved = time.monotonic()
         self._try_now.set()
         while self.journal.sent < len(self.journal) and self._thread.is_alive():
-            patience = in_trouble if self.trouble and in_trouble is not None else seconds
+            patience = in_trouble if self.error and in_trouble is not None else seconds
+            patience = min(patience, DISK_SECONDS) if self.cannot_note else patience
             now = time.monotonic()
             if now - self._moved > patience or now - begin > at_most:
                 break

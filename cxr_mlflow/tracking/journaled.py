@@ -247,8 +247,8 @@ def _close(run: JournaledRun, status: str, failure: str) -> Exception | None:
         raise
     finally:
         run.delivery.stop()
-        if isinstance(getattr(run.delivery.error, "__cause__", None), OSError):
-            full = run.delivery.error  # what has arrived cannot be noted
+        if run.delivery.cannot_note:
+            full = run.delivery.error
         if full and status == "FINISHED":
             status, failure = "FAILED", str(full)
         long_under_way = not run.is_delivered and not run.delivery.error

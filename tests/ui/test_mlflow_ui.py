@@ -78,7 +78,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, demo_dir, cache_dir, empty_store):
-    from cxr_mlflow.experiment.conduct import run_plan
+    from cxr_mlflow.experiment.session import COMPLETED, run_plan
 
     folder = tmp_path_factory.mktemp("ui")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
@@ -94,7 +94,7 @@ def world(tmp_path_factory, demo_dir, cache_dir, empty_store):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = run_plan(asked, "chest-xray")
-        assert not result.failed, result.lines
+        assert result.status == COMPLETED, result.lines
         parent = get_run(result.run_id)
         runs = {c.run.data.tags["strategy"]: c.run for c in children_of(parent)}
         yield World(uri, folder, parent, runs)
@@ -298,7 +298,7 @@ def test_a_version_says_how_good_it_is_and_where_it_is_from(ui, world):
     ui.text(made_by.info.run_name).wait_for()
     body = ui.page.inner_text("body")
     assert f"Test macro F1 {made_by.data.metrics['test/f1_macro']:.3f}" in body
-    assert "Synthetic data" in body
+    assert "Not for diagnosis: a research tool." in body
 
 
 def test_all_pictures_of_the_docs_are_drawn_from_a_store(world, tmp_path, repo):
