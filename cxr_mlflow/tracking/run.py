@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import mlflow
@@ -14,6 +14,7 @@ from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from cxr_mlflow.data.storage import TORN, sync
 from cxr_mlflow.environment import unless_set
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.stopping import Stopped, Terminated, stop_raises, unbroken
@@ -59,11 +60,31 @@ def ask_store() -> None:
     """Ask MLflow's store for anything at all; raises if it does not answer.
 
     A database without tables is given them: by one process of a machine at a time, for two at once
-    crash one of them.
+    crash one of them. A new sqlite file gets them under another name: MLflow never opens one again
+    in which it was broken off.
     """
     uri = mlflow.get_tracking_uri()
     with nullcontext() if is_server(uri) else hold(lock_of(uri, "start")):
+        if uri.startswith(SQLITE):
+            _make_store(Path(uri.removeprefix(SQLITE)))
         mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+def _make_store(path: Path) -> None:
+    """Make an sqlite store with its tables, unless something is there; it is whole or absent."""
+    if path.exists() or not path.parent.is_dir():
+        return
+    for torn in path.parent.glob(f".{path.name}-*{TORN}*"):
+        torn.unlink(missing_ok=True)
+    part = path.with_name(f".{path.name}-{os.getpid()}{TORN}")
+    try:
+        mlflow.MlflowClient(f"{SQLITE}{part}").search_experiments(max_results=1)
+        sync(part)
+        with suppress(FileExistsError):  # a server was faster
+            os.link(part, path)
+        sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def set_tracking_uri(uri: str | None = None) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import mlflow
 import pytest
@@ -101,3 +104,31 @@ def test_a_server_that_is_not_there_is_named(monkeypatch, tracking):
     with pytest.raises(InputError, match=f"MLFLOW_TRACKING_URI={dead}"):
         use_tracking_uri()
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+DIES_AT_A_TABLE = """
+import os, signal
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from cxr_mlflow.tracking.run import use_tracking_uri
+
+@event.listens_for(Engine, "after_cursor_execute")
+def die(connection, cursor, statement, *rest):
+    if "CREATE TABLE evaluation_datasets" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+use_tracking_uri()
+"""
+
+
+def test_a_process_killed_while_it_makes_the_tables_leaves_no_store_that_is_half_made(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    died = subprocess.run([sys.executable, "-c", DIES_AT_A_TABLE], capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert use_tracking_uri() == uri
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".db", ".lock"}
+    assert mlflow.search_experiments()[0].artifact_location.endswith("mlruns/0")
