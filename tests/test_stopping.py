@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
+from sqlalchemy import create_engine, text
 
+from cxr_mlflow import stopping
 from cxr_mlflow.stopping import Terminated, stop_asked, stop_raises, unbroken
 from cxr_mlflow.tracking.journal import Journal
 
@@ -86,6 +91,83 @@ def test_what_must_be_whole_is_finished_first():
     with pytest.raises(Terminated):
         live()
     assert done == ["inner"]
+
+
+def wait_for_it() -> None:
+    """Give a signal that waits the time to be tried again."""
+    time.sleep(60)
+
+
+TERM = "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\n"
+
+
+def test_a_module_is_loaded_to_its_end_first(tmp_path, monkeypatch):
+    (tmp_path / "loaded_whole.py").write_text(TERM + "time.sleep(0.2)\nend = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with stop_raises():
+        import loaded_whole  # type: ignore[import-not-found]
+
+        with pytest.raises(Terminated):
+            wait_for_it()
+    assert loaded_whole.end == 1
+
+
+def test_a_program_in_the_body_of_a_module_is_stopped_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "trains_here.py").write_text(TERM + "time.sleep(60)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.2)
+    with stop_raises(), pytest.raises(Terminated):
+        import trains_here  # type: ignore[import-not-found]  # noqa: F401
+
+
+IN_THE_CPP_OF_TORCH = """
+import signal, sys, time
+from cxr_mlflow import stopping
+
+stopping.SIGNALS = (signal.SIGALRM,)  # a clock sends it while C++ runs
+
+class Patching:
+    def find_spec(name, path=None, target=None):
+        if name == "torch.distributed":
+            from torch import _C
+            begin = _C._c10d_init
+            def begin_with_a_clock():
+                signal.setitimer(signal.ITIMER_REAL, 0.001)
+                return begin()
+            _C._c10d_init = begin_with_a_clock
+
+sys.meta_path.insert(0, Patching)
+with stopping.stop_raises():
+    import torch
+    time.sleep(60)
+"""
+
+
+def test_the_cpp_of_torch_does_not_end_the_process_at_a_signal():
+    done = subprocess.run(
+        [sys.executable, "-c", IN_THE_CPP_OF_TORCH], capture_output=True, text=True
+    )
+    assert done.returncode == 128 + signal.SIGALRM, done.stderr
+
+
+def test_a_statement_is_finished_first_and_locks_no_database(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/a.db", connect_args={"timeout": 0.1})
+    with engine.begin() as made:
+        made.execute(text("CREATE TABLE t AS SELECT 1 AS a UNION SELECT 2"))
+
+    def read():
+        with engine.connect() as reading:
+            raw = reading.connection.dbapi_connection
+            raw.create_function("term", 0, lambda: send(signal.SIGTERM))
+            reading.execute(text("SELECT a, term() FROM t"))
+            wait_for_it()
+
+    with stop_raises():
+        with pytest.raises(Terminated) as stopped:  # which holds the frames, as an exit does
+            read()
+        with engine.begin() as closing:
+            closing.execute(text("UPDATE t SET a = 3"))
+    assert stopped.value.code == 128 + signal.SIGTERM
 
 
 class Sending(threading.Condition):

@@ -43,10 +43,14 @@ def joined_closed(starter: int | None) -> Iterator[None]:
         yield
     finally:
         if stop_asked():
-            with suppress(Exception), unless_set(AT_ONCE):
-                if client.get_run(run_id).info.status == "RUNNING":
-                    end_dead(run_id, "stopped before it began to train")
-                _insist(client.get_run(run_id).info, starter)
+            try:
+                with unless_set(AT_ONCE):
+                    if client.get_run(run_id).info.status == "RUNNING":
+                        end_dead(run_id, "stopped before it began to train")
+                    _insist(client.get_run(run_id).info, starter)
+            except Exception as error:  # a server that is away, mostly
+                told = f"! MLflow was not told that the run {run_id} was stopped: {error}"
+                print(f"{told}\n  The next command on this machine closes it.", file=sys.stderr)
 
 
 def _insist(info: RunInfo, starter: int | None) -> None:
