@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from cxr_mlflow.compare import Compared, describe
 from cxr_mlflow.data.preprocess import CONTROLS
 from cxr_mlflow.evaluation.comparison import RowScore, TestedRun
-from cxr_mlflow.evaluation.control_facts import ControlModel, FoundControls, chance_of
+from cxr_mlflow.evaluation.control_facts import CONTROL, ControlModel, FoundControls, chance_of
 from cxr_mlflow.evaluation.control_words import in_brief, in_epochs, in_full
 from cxr_mlflow.evaluation.metrics import class_slugs
 from cxr_mlflow.evaluation.note_controls import with_controls
@@ -137,7 +137,7 @@ def look(run_id: str) -> Beside:
 
 def _as_control(mode: str, child: Child, epochs_of_run: int) -> TestedRun:
     """Read what a control predicted; its budget stands beside its row where it is another."""
-    remarks = [*remarks_on_making(child.run), f"a control: {SEEN[mode]}"]
+    remarks = [*remarks_on_making(child.run), CONTROL + SEEN[mode]]
     if (epochs := epochs_of(child)) != epochs_of_run:
         told = f"trained for at most {in_epochs(epochs)} where the run had {epochs_of_run}"
         remarks.append(told)

@@ -20,7 +20,7 @@ from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.data.preprocess import CONTROLS
 from cxr_mlflow.environment import git_commit, package_versions
 from cxr_mlflow.evaluation.assessment import Assessment
-from cxr_mlflow.evaluation.control_facts import NONE_FOUND
+from cxr_mlflow.evaluation.control_facts import CONTROL, NONE_FOUND
 from cxr_mlflow.evaluation.metrics import confusion
 from cxr_mlflow.evaluation.note import NO_CONTROLS_YET
 from cxr_mlflow.evaluation.plots import plot_samples
@@ -107,6 +107,13 @@ class Plan:
             **self.provenance(),
         }
 
+    @property
+    def unregistered(self) -> str:
+        """Why the model is not to be registered; empty if it is to be."""
+        if not self.config.tracking.register:
+            return "--register false"
+        return CONTROL + self.control if self.control else ""
+
     def params(self) -> dict[str, str]:
         """Parameters of the run: the whole config, digests, commit, versions."""
         return {
@@ -125,7 +132,7 @@ class Plan:
             "data": self.study.catalog.name,
             "weights": self.loaded.weights,
             "synthetic": str(self.is_demo).lower(),
-            "controls": f"a control: {self.control}" if self.control else NONE_FOUND,
+            "controls": CONTROL + self.control if self.control else NONE_FOUND,
         }
 
     def about_model(self) -> dict[str, str]:

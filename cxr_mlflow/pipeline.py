@@ -140,7 +140,7 @@ def run_experiment(config: RunConfig, *, tags: Mapping[str, str] | None = None) 
             unfinished.train_no_more()
         became = known.get("registered", "" if run.is_delivered else f"not delivered yet: {SYNC}")
         lines = closing_lines(
-            summary, run, tracking_uri, became or "not registered (--register false)"
+            summary, run, tracking_uri, became or f"not registered ({plan.unregistered})"
         )
         lines += undelivered_lines(run)
         run_id = run.run_id
@@ -210,11 +210,11 @@ def conduct(
         run.log_figure(figure, f"test/{name}.png")
     found = {"data audit": plan.audit.headline(), **controls.lines, **explained, **checked.lines}
     summary = summarize(plan, trained, result, found)
-    if config.tracking.register:
+    if plan.unregistered:
+        run.set_tags({"registered": f"no ({plan.unregistered})"})
+    else:
         summary = replace(summary, registered_version=PENDING)
         tell_version(run, plan, result, summary)
-    else:
-        run.set_tags({"registered": "no"})
     card = card_of(
         plan,
         trained,

@@ -267,6 +267,16 @@ def test_first_is_champion_and_an_equal_one_only_challenges(world):
     assert "challenger" in world[1].registered
 
 
+def test_a_control_is_not_registered_and_says_why(world, demo_dir, cache_dir):
+    versions = mlflow.MlflowClient().search_model_versions()
+    control = experiment(demo_dir, cache_dir, mask_mode="mask-only", epochs=1)
+    assert control.registered is None
+    assert "model     not registered (a control: the outline of the lungs)" in control.lines
+    told = mlflow.get_run(control.run_id).data.tags["registered"]
+    assert told == "no (a control: the outline of the lungs)"
+    assert len(mlflow.MlflowClient().search_model_versions()) == len(versions)
+
+
 CLEAN = """
 import sys
 import mlflow, pandas as pd

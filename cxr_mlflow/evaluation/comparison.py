@@ -35,8 +35,10 @@ from cxr_mlflow.evaluation.comparison_verdicts import (
     against_baseline,
     also_by_image,
     leader,
+    of_controls,
     verdict,
 )
+from cxr_mlflow.evaluation.control_facts import CONTROL
 from cxr_mlflow.evaluation.intervals import Interval, check_draw
 from cxr_mlflow.evaluation.metrics import class_slugs
 
@@ -154,9 +156,14 @@ class Comparison:
         if self.baseline is None:
             first = self.rows[0].row
             told = {pair.b: pair.distinguishable for pair in self.pairs if pair.a == first}
-            return leader(scores, told)
+            best = [first, *(row for row, differs in told.items() if not differs)]
+            return leader(scores, told) + of_controls(self._controls(), best)
         gaps = {pair.a: (pair.difference.value, pair.distinguishable) for pair in self.pairs}
         return against_baseline(scores, self.baseline, gaps)
+
+    def _controls(self) -> list[str]:
+        """Rows whose models were made to see too little."""
+        return [r.row for r in self.rows if any(x.startswith(CONTROL) for x in r.remarks)]
 
 
 _PAIR_COLUMNS = [

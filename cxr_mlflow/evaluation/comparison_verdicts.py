@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cxr_mlflow.evaluation.intervals import Interval
@@ -109,6 +109,23 @@ def leader(scores: Mapping[str, tuple[Interval, int]], told_apart: Mapping[str, 
     else:
         end = f"but is not distinguishable from {listed(equal)}"
     return _sentence(f"{first} leads with {_score(*scores[first])}, {end}", scores)
+
+
+def of_controls(controls: Collection[str], best: Sequence[str]) -> str:
+    """Say what it means if controls are among the best rows; empty if none is.
+
+    Parameters
+    ----------
+    controls : collection of str
+        Labels of the rows whose models were made to see too little.
+    best : sequence of str
+        Labels of the leading row and of those that are not distinguishable from it.
+    """
+    found = [row for row in best if row in controls]
+    if not found:
+        return ""
+    what = "is a control" if len(found) == 1 else "are controls"
+    return f" {listed(found)} {what}, made to see too little: no score here shows a lung was read."
 
 
 def against_baseline(

@@ -10,6 +10,8 @@ from cxr_mlflow.evaluation.score import Score, read_scores
 
 CONTROLLED, PARTLY, NONE_FOUND = "controlled", "partly controlled", "not controlled"
 """Whether control models say where a score comes from."""
+CONTROL = "a control: "
+"""So begins what stands in that place of a control itself; then what it sees."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_mlflow.data.prepare import Study
+from cxr_mlflow.data.preprocess import CONTROLS
 from cxr_mlflow.evaluation.note import escape_markdown
 from cxr_mlflow.experiment.plan import Cell, Plan
 from cxr_mlflow.names import slug
@@ -28,25 +29,29 @@ OPEN = f"| registered as | {UNREGISTERED} |"
 PASSED_ON = ("data", "weights", "synthetic", "controls")
 
 
-def choose(done: Mapping[Cell, Child]) -> Cell:
+def choose(done: Mapping[Cell, Child]) -> Cell | None:
     """Pick the row with the best mean on the validation images, and of it the best seed.
 
     The test images have no say: a model chosen on them would carry their luck into its score.
+    Controls are made to see too little, and never picked; None if there is nothing else.
     """
     scores: dict[str, list[float]] = {}
+    done = {c: child for c, child in done.items() if c.config.data.mask_mode not in CONTROLS}
+    if not done:
+        return None
     for cell, child in done.items():
         scores.setdefault(cell.row, []).append(_score(child))
     row = max(scores, key=lambda name: float(np.mean(scores[name])))
     return max((cell for cell in done if cell.row == row), key=lambda cell: _score(done[cell]))
 
 
-def register_best(plan: Plan, study: Study, done: Mapping[Cell, Child]) -> tuple[Cell, str]:
+def register_best(plan: Plan, study: Study, done: Mapping[Cell, Child]) -> tuple[Cell | None, str]:
     """Register the model of the best cell.
 
     Returns
     -------
-    cell : Cell
-        The best one.
+    cell : Cell or None
+        The best one; None where all are controls.
     told : str
         As what it is registered now.
 
@@ -56,6 +61,8 @@ def register_best(plan: Plan, study: Study, done: Mapping[Cell, Child]) -> tuple
         If it does not load in a clean process.
     """
     cell = choose(done)
+    if cell is None:
+        return None, "no: all rows are controls"
     child = done[cell]
     tags = child.run.data.tags
     tested = as_tested(child.run, cell.row)

@@ -185,7 +185,7 @@ class Conductor:
         tell_plan(run, self.plan, self.keys)
         if self.plan.tracking.register:
             best, told = register_best(self.plan, self.study, self.done)
-            tags |= {BEST: best.title, REGISTERED: told}
+            tags |= {REGISTERED: told} | ({BEST: best.title} if best else {})
         run.set_tags(tags)
 
     def why_left(self) -> str:

@@ -443,6 +443,22 @@ def test_the_headline_names_the_leader_and_who_is_not_told_from_it():
     assert equals.endswith("but is not distinguishable from any of the other 4 rows.")
 
 
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ({"lungs": 0.4, "lungs-out": 0.1}, True),
+        ({"lungs": 0.1, "lungs-out": 0.1}, True),
+        ({"lungs": 0.1, "lungs-out": 0.4}, False),
+    ],
+)
+def test_a_control_that_is_as_good_as_the_best_row_takes_the_trust_from_all(shares, said):
+    (own, own_share), (control, its_share) = shares.items()
+    runs = make_rows({own: own_share})
+    runs += make_rows({control: its_share}, seed=1, remarks=("a control: all but the lungs",))
+    told = "lungs-out is a control, made to see too little: no score here shows a lung was read."
+    assert compare(runs, samples=200).headline().endswith(told) is said
+
+
 def test_rows_are_compared_with_the_baseline_alone():
     runs = make_rows({"good": 0.05, "base": 0.2, "same": 0.2, "bad": 0.5})
     found = compare(runs, baseline="base", samples=200)

@@ -6,10 +6,13 @@ import hashlib
 import json
 
 import pytest
+from mlflow.entities import Metric, Run, RunData, RunInfo
 
 from cxr_mlflow.command_config import ExperimentConfig
 from cxr_mlflow.errors import InputError
+from cxr_mlflow.experiment.best import CHOSEN_BY, choose
 from cxr_mlflow.experiment.plan import load_plan
+from cxr_mlflow.tracking.parents import Child
 
 
 @pytest.fixture
@@ -177,3 +180,15 @@ def test_the_files_that_come_with_the_project_are_what_they_say(repo, name, rows
     told = load_plan(ExperimentConfig(file=file), experiment="x")
     assert (len(told.rows), len(told.cells)) == (rows, rows * seeds)
     assert len({cell.name for cell in told.cells}) == rows * seeds
+
+
+def finished(score: float) -> Child:
+    info = RunInfo("id", "1", "root", "FINISHED", 0, 1, "active")
+    return Child(Run(info, RunData(metrics=[Metric(CHOSEN_BY, score, 0, 0)])))
+
+
+def test_a_control_is_never_the_best_model_of_an_experiment(plan):
+    cells = plan("matrix: {mask_mode: [lungs, none, lungs-out, box-out, mask-only]}").cells
+    scores = dict(zip(cells, (0.7, 0.8, 0.9, 0.95, 0.99), strict=True))
+    assert choose({cell: finished(s) for cell, s in scores.items()}) is cells[1]
+    assert choose({cell: finished(scores[cell]) for cell in cells[2:]}) is None
