@@ -21,7 +21,7 @@ from cxr_mlflow.describe import CODE_DIR, where_lines
 from cxr_mlflow.environment import git_commit, package_versions
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.assessment import Assessment, assess
-from cxr_mlflow.evaluation.intervals import Interval
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval
 from cxr_mlflow.evaluation.model_card import External
 from cxr_mlflow.evaluation.note import write_scores
 from cxr_mlflow.evaluation.present import over_present, present_classes, present_scores
@@ -106,13 +106,13 @@ def evaluate_model(asked: EvaluateConfig, data: DataConfig, tracking: TrackingCo
     with open_run(tracking.experiment, name, tags) as run:
         start_record(run, asked, data, tracking, films, predictor)
         predicted = score(predictor, table)
-        result = judge(films, predictor, predicted, name=name, samples=tracking.bootstrap_samples)
+        how = Bootstrap(groups=films.groups, samples=tracking.bootstrap_samples)
+        result = judge(films, predictor, predicted, name=name, how=how)
         checked = check_promises(
             predictor,
             result.probabilities,
             result.y_true,
-            groups=films.groups,
-            samples=tracking.bootstrap_samples,
+            how=how,
             subtitle=caption(films, name, len(predictor.classes)),
         )
         run.log_metrics({f"test/{key}": value for key, value in checked.metrics.items()})
@@ -218,7 +218,7 @@ def caption(films: Films, name: str, num_classes: int) -> str:
 
 
 def judge(
-    films: Films, predictor: Predictor, predicted: pd.DataFrame, *, name: str, samples: int
+    films: Films, predictor: Predictor, predicted: pd.DataFrame, *, name: str, how: Bootstrap
 ) -> Assessment:
     """Score what the model answered, with the averages over the classes that are there."""
     classes = predictor.classes
@@ -229,14 +229,11 @@ def judge(
         classes,
         split="test",
         subtitle=caption(films, name, len(predictor.classes)),
-        samples=samples,
-        groups=films.groups,
+        how=how,
     )
     averages: dict[str, Interval] = {}
     if not np.bincount(result.y_true, minlength=len(classes)).all():
-        averages = present_scores(
-            result.y_true, result.probabilities, classes, groups=films.groups, samples=samples
-        )
+        averages = present_scores(result.y_true, result.probabilities, classes, how)
     said = [column for column in ("abstain", "prediction_set") if column in predicted]
     return replace(
         result,

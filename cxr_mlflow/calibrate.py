@@ -20,7 +20,7 @@ from cxr_mlflow.evaluation.calibration_plots import (
     plot_sets,
 )
 from cxr_mlflow.evaluation.conformal import conformal_thresholds, prediction_sets, set_scores
-from cxr_mlflow.evaluation.intervals import Interval
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval
 from cxr_mlflow.evaluation.metrics import class_slugs
 from cxr_mlflow.evaluation.selective import Threshold, choose_threshold, selective_scores
 from cxr_mlflow.serving.scorer_config import (
@@ -129,8 +129,7 @@ def check(
     labels: Labels,
     classes: Sequence[str],
     *,
-    groups: Labels,
-    samples: int,
+    how: Bootstrap,
     subtitle: str,
 ) -> CalibrationCheck:
     """Hold a calibration against test images: uncorrected, raw and calibrated, with intervals.
@@ -140,10 +139,9 @@ def check(
     fitted : Calibration
     logits : float array of shape (N, C)
         Of the test images.
-    labels, groups : integer arrays of shape (N,)
+    labels : integer array of shape (N,)
     classes : sequence of C names
-    samples : int
-        Bootstrap resamples.
+    how : Bootstrap
     subtitle : str
         What figures say they were computed on.
 
@@ -156,24 +154,21 @@ def check(
     raw, calibrated = softmax(logits), fitted.probabilities(logits)
     uncorrected = fitted.uncorrected(logits)
     sets = prediction_sets(calibrated, fitted.set_thresholds)
-    how = {"groups": groups, "samples": samples}
     told = {"uncorrected/": uncorrected, "raw/": raw, "": calibrated}
     scores = {
-        head: calibration_scores(labels, probabilities, classes, **how)  # type: ignore[arg-type]
+        head: calibration_scores(labels, probabilities, classes, how)
         for head, probabilities in told.items()
         if probabilities is not None
     }
-    chosen = selective_scores(
-        labels, calibrated, classes, fitted.threshold.threshold, groups=groups, samples=samples
-    )
-    held = set_scores(labels, sets, classes, groups=groups, samples=samples)
+    chosen = selective_scores(labels, calibrated, classes, fitted.threshold.threshold, how)
+    held = set_scores(labels, sets, classes, how)
     metrics = {"temperature": fitted.temperature, "threshold": fitted.threshold.threshold}
     for head, found in (*scores.items(), ("", chosen), ("", held)):
         metrics |= _flat(head, found)
     del metrics["loss"]  # `metrics.evaluate` has told it
     figures = {
         "reliability": plot_reliability(
-            labels, raw, calibrated, classes, groups=groups, subtitle=subtitle
+            labels, raw, calibrated, classes, groups=how.groups, subtitle=subtitle
         ),
         "risk_coverage": plot_risk_coverage(
             labels, calibrated, threshold=fitted.threshold, scores=chosen, subtitle=subtitle

@@ -10,7 +10,7 @@ from cxr_mlflow.data.audit import Audit, audit_data
 from cxr_mlflow.data.audit_sources import source_floor
 from cxr_mlflow.data.prepare import Study, cache_folder
 from cxr_mlflow.evaluation.assessment import Assessment
-from cxr_mlflow.evaluation.intervals import label_intervals
+from cxr_mlflow.evaluation.intervals import Bootstrap, label_intervals
 from cxr_mlflow.evaluation.sources import (
     UNKNOWN,
     in_doubt,
@@ -64,6 +64,7 @@ def source_controls(
     doubted = doubted or {}
     classes = study.catalog.classes
     train, test = (study.split.rows(split) for split in ("train", "test"))
+    how = Bootstrap(groups=study.duplicates.groups[test], samples=samples)
     sources = study.catalog.table["source"].to_numpy(object)
     tested = sources[test].tolist()
     lines = {"source floor": "not measured: the training images do not tell their sources"}
@@ -72,13 +73,8 @@ def source_controls(
         floor = source_floor(
             sources[train].tolist(), study.labels[train], classes, tested=(tested, result.y_true)
         )
-        ends = label_intervals(
-            result.y_true,
-            floor.predict(tested, classes),
-            classes,
-            groups=study.duplicates.groups[test],
-            samples=samples,
-        )["f1_macro"]
+        guessed = floor.predict(tested, classes)
+        ends = label_intervals(result.y_true, guessed, classes, how)["f1_macro"]
         lines["source floor"] = (
             f"macro F1 {floor.f1_macro:.3f} ({ends.low:.3f}–{ends.high:.3f}) knowing only the "
             f"source of a file{in_doubt(doubted)}"
@@ -90,14 +86,7 @@ def source_controls(
             "source_floor/majority_f1_macro": floor.majority_f1_macro,
             **{f"source_floor/f1/{slug(name)}": value for name, value in floor.f1.items()},
         }
-    within = within_sources(
-        result.y_true,
-        result.probabilities,
-        tested,
-        classes,
-        groups=study.duplicates.groups[test],
-        samples=samples,
-    )
+    within = within_sources(result.y_true, result.probabilities, tested, classes, how)
     lines |= within_lines(within, never_within(study.labels, sources.tolist(), classes), doubted)
     metrics |= within_metrics(within)
     return Controls(lines, {f"{result.split}/{name}": value for name, value in metrics.items()})

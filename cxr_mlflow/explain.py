@@ -16,6 +16,7 @@ from cxr_mlflow.data.prepare import Study
 from cxr_mlflow.data.preprocess import Pixels, resize
 from cxr_mlflow.evaluation.assessment import Assessment
 from cxr_mlflow.evaluation.figure import shorten
+from cxr_mlflow.evaluation.intervals import Bootstrap
 from cxr_mlflow.evaluation.saliency import (
     Panel,
     plot_heat_sheet,
@@ -123,8 +124,7 @@ def explain_trained(
         right.masks.mean(axis=(1, 2)),
         labels,
         classes,
-        groups=study.duplicates.groups[rows[right.places]],
-        samples=samples,
+        Bootstrap(groups=study.duplicates.groups[rows[right.places]], samples=samples),
     )
     counts = np.bincount(labels[counted], minlength=len(classes))
     figures["saliency_shares"] = plot_saliency_shares(scores, counts, classes, subtitle=told)

@@ -30,6 +30,7 @@ from cxr_mlflow.data.prepare import prepare
 from cxr_mlflow.describe import Plan, announce, closing_lines, summarize
 from cxr_mlflow.environment import code_digest, machine_kind, package_versions
 from cxr_mlflow.evaluation.assessment import Assessment, assess, validation_scores
+from cxr_mlflow.evaluation.intervals import Bootstrap
 from cxr_mlflow.evaluation.report import RunSummary, metrics_json, write_note
 from cxr_mlflow.explain import explain_trained, probe_sources
 from cxr_mlflow.handover import PENDING, handlers, retry_gate, tell_note
@@ -245,12 +246,13 @@ def judge(
 ) -> tuple[Calibration, CalibrationCheck, Assessment]:
     """Calibrate on the validation images, then score the test images with it."""
     study, config = plan.study, plan.config
-    classes, samples = study.catalog.classes, config.tracking.bootstrap_samples
+    classes = study.catalog.classes
     rows = {split: study.split.rows(split) for split in ("val", "test")}
     groups = {split: study.duplicates.groups[rows[split]] for split in rows}
     fitted = calibrate(
         val_logits, study.labels[rows["val"]], groups["val"], config.calibration, prior
     )
+    how = Bootstrap(groups=groups["test"], samples=config.tracking.bootstrap_samples)
     told = plan.caption(f"test, n = {len(rows['test']):,}")
     result = assess(
         study.catalog.table.iloc[rows["test"]].reset_index(drop=True),
@@ -258,18 +260,9 @@ def judge(
         classes,
         split="test",
         subtitle=told,
-        samples=samples,
-        groups=groups["test"],
+        how=how,
     )
-    checked = check(
-        fitted,
-        test_logits,
-        result.y_true,
-        classes,
-        groups=groups["test"],
-        samples=samples,
-        subtitle=told,
-    )
+    checked = check(fitted, test_logits, result.y_true, classes, how=how, subtitle=told)
     result = replace(
         result,
         predictions=fitted.add_columns(result.predictions, result.probabilities, classes),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_mlflow.calibrate import Calibration, CalibrationCheck, check
+from cxr_mlflow.evaluation.intervals import Bootstrap
 from cxr_mlflow.evaluation.selective import Threshold
 from cxr_mlflow.serving.predictor import Predictor
 from cxr_mlflow.serving.scorer_config import Prior
@@ -45,8 +46,7 @@ def check_promises(
     probabilities: NDArray[np.float64],
     labels: NDArray[np.int64],
     *,
-    groups: NDArray[np.int64],
-    samples: int,
+    how: Bootstrap,
     subtitle: str,
 ) -> CalibrationCheck:
     """Hold calibration, abstaining and prediction sets of a model against labelled images.
@@ -56,9 +56,8 @@ def check_promises(
     predictor : Predictor
     probabilities : float array of shape (N, C)
         As the model returns them: calibrated. The raw ones follow from them and the temperature.
-    labels, groups : integer arrays of shape (N,)
-    samples : int
-        Bootstrap resamples.
+    labels : integer array of shape (N,)
+    how : Bootstrap
     subtitle : str
         What figures say they were computed on.
 
@@ -72,12 +71,4 @@ def check_promises(
         return CalibrationCheck({}, {}, {"calibration": NOTHING_PROMISED})
     tiny = float(np.finfo(np.float32).smallest_subnormal)  # the model answers in float32
     logits = fitted.temperature * np.log(probabilities.clip(tiny))
-    return check(
-        fitted,
-        logits,
-        labels,
-        predictor.classes,
-        groups=groups,
-        samples=samples,
-        subtitle=subtitle,
-    )
+    return check(fitted, logits, labels, predictor.classes, how=how, subtitle=subtitle)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from cxr_mlflow.evaluation.calibration import calibration_scores
+from cxr_mlflow.evaluation.intervals import Bootstrap
 from cxr_mlflow.promises import NOTHING_PROMISED, calibration_of, check_promises
 from cxr_mlflow.serving.predictor import Predictor, open_predictor
 from cxr_mlflow.serving.scorer_config import Abstaining, PredictionSets, Prior, ScorerConfig
@@ -41,10 +42,11 @@ def test_a_model_is_checked_by_what_it_carries(unsure):
     assert (fitted.temperature, fitted.coverage) == (1.7, 0.8)
     assert fitted.set_thresholds.tolist() == [0.1, 0.2, 0.3]
     assert (fitted.threshold.threshold, fitted.threshold.risk) == (0.99, 0.05)
-    checked = check_promises(model, probabilities, labels, groups=groups, samples=100, subtitle="")
+    how = Bootstrap(groups=groups, samples=100)
+    checked = check_promises(model, probabilities, labels, subtitle="", how=how)
     raw = probabilities**1.7 / (probabilities**1.7).sum(axis=1, keepdims=True)
     for head, given in (("", probabilities), ("raw/", raw)):
-        expected = calibration_scores(labels, given, CLASSES, groups=groups, samples=100)
+        expected = calibration_scores(labels, given, CLASSES, how)
         for name in ("ece", "brier", "brier/a"):
             assert checked.metrics[f"{head}{name}"] == pytest.approx(expected[name].value)
     held = probabilities[np.arange(60), labels] >= np.array([0.1, 0.2, 0.3])[labels]
@@ -54,7 +56,9 @@ def test_a_model_is_checked_by_what_it_carries(unsure):
 def test_where_nothing_is_answered_its_risk_is_not_measured(unsure):
     probabilities, labels, groups = unsure
     model = predictor(abstaining=ABSTAINING, prediction_sets=SETS)
-    checked = check_promises(model, probabilities, labels, groups=groups, samples=100, subtitle="")
+    checked = check_promises(
+        model, probabilities, labels, subtitle="", how=Bootstrap(groups=groups, samples=100)
+    )
     assert checked.metrics["selective_coverage"] == 0
     assert math.isnan(checked.metrics["selective_risk"])
     assert "with errors not measured" in checked.lines["abstaining"]
@@ -69,8 +73,9 @@ def test_a_threshold_out_of_reach_comes_back_from_json():
 
 def test_a_model_without_promises_says_so(unsure, brightness_model):
     probabilities, labels, groups = unsure
+    how = Bootstrap(groups=groups, samples=100)
     checked = check_promises(
-        predictor(temperature=2.0), probabilities, labels, groups=groups, samples=100, subtitle=""
+        predictor(temperature=2.0), probabilities, labels, subtitle="", how=how
     )
     assert checked.lines == {"calibration": NOTHING_PROMISED}
     assert not checked.metrics
@@ -85,7 +90,7 @@ def test_the_class_that_a_promise_fails_most_is_named():
     model = predictor(
         abstaining=Abstaining(threshold=0.5, risk=0.05, delta=0.1), prediction_sets=SETS
     )
-    options = {"groups": np.arange(120), "samples": 100, "subtitle": ""}
+    options = {"how": Bootstrap(groups=np.arange(120), samples=100), "subtitle": ""}
     lines = check_promises(model, probabilities, labels, **options).lines
     assert "with errors 0.125" in lines["abstaining"]
     assert "for a risk of 5% over all classes (approximate: " in lines["abstaining"]
@@ -102,14 +107,15 @@ def test_a_prior_correction_is_shown_with_and_without(unsure, shift):
     probabilities, labels, groups = unsure
     prior = shift and Prior(shares=(0.5, 0.2, 0.3), shift=shift)
     model = predictor(temperature=1.7, abstaining=ABSTAINING, prediction_sets=SETS, prior=prior)
-    checked = check_promises(model, probabilities, labels, groups=groups, samples=50, subtitle="")
+    how = Bootstrap(groups=groups, samples=50)
+    checked = check_promises(model, probabilities, labels, subtitle="", how=how)
     if not shift or not any(shift):
         assert not [key for key in checked.metrics if key.startswith("uncorrected")]
         assert "prior" not in checked.lines["calibration"]
         return
     plain = probabilities**1.7 / np.exp(shift)
     plain /= plain.sum(axis=1, keepdims=True)
-    expected = calibration_scores(labels, plain, CLASSES, groups=groups, samples=50)
+    expected = calibration_scores(labels, plain, CLASSES, how)
     for name in ("ece", "brier", "loss", "brier/a"):
         assert checked.metrics[f"uncorrected/{name}"] == pytest.approx(expected[name].value)
     told = f"without the prior correction {expected['ece'].value:.3f} ("

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cxr_mlflow.evaluation.intervals import Interval, bootstrap_intervals
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval, bootstrap_intervals
 from cxr_mlflow.evaluation.metrics import confusion, evaluate
 from cxr_mlflow.evaluation.plots import plot_confusion, plot_precision_recall, plot_roc
 from cxr_mlflow.evaluation.report import predictions_table
@@ -63,8 +63,7 @@ def assess(
     *,
     split: str,
     subtitle: str,
-    samples: int,
-    groups: NDArray[np.int64] | None = None,
+    how: Bootstrap,
 ) -> Assessment:
     """Score predictions and draw what belongs to them.
 
@@ -78,10 +77,7 @@ def assess(
         What the images are called in metric keys and artifact folders.
     subtitle : str
         What figures say they were computed on.
-    samples : int
-        Bootstrap resamples.
-    groups : int array of shape (N,), optional
-        Near-duplicate group of each image; groups are resampled whole.
+    how : Bootstrap
     """
     y_true = table["label"].to_numpy(np.int64)
     matrix = confusion(y_true, probabilities.argmax(axis=1), len(classes))
@@ -100,12 +96,12 @@ def assess(
         classes,
         sources=table["source"].tolist(),
     )
-    if groups is not None:
-        predictions["group"] = groups
+    if how.groups is not None:
+        predictions["group"] = how.groups
     return Assessment(
         split,
         evaluate(y_true, probabilities, classes),
-        bootstrap_intervals(y_true, probabilities, classes, groups=groups, samples=samples),
+        bootstrap_intervals(y_true, probabilities, classes, how),
         predictions,
         y_true,
         probabilities,

@@ -14,14 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import softmax
 
 from cxr_mlflow.evaluation.cells import Array
-from cxr_mlflow.evaluation.intervals import (
-    CHUNK,
-    Interval,
-    check_draw,
-    draw_weights,
-    group_members,
-    percentile_interval,
-)
+from cxr_mlflow.evaluation.intervals import CHUNK, Bootstrap, Interval, percentile_interval
 from cxr_mlflow.evaluation.metrics import (
     Floats,
     Labels,
@@ -125,11 +118,7 @@ def calibration_scores(
     y_true: Labels,
     probabilities: Floats,
     classes: Sequence[str],
-    *,
-    groups: Labels | None = None,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    how: Bootstrap = Bootstrap(),
 ) -> dict[str, Interval]:
     """Score how far probabilities can be taken at their word, with intervals.
 
@@ -141,8 +130,7 @@ def calibration_scores(
         One row per image, summing to 1; raw or calibrated.
     classes : sequence of C names
         In index order.
-    groups, samples, seed, level
-        As in `intervals.bootstrap_intervals`: near-duplicates are resampled together.
+    how : Bootstrap
 
     Returns
     -------
@@ -165,7 +153,7 @@ def calibration_scores(
     Raises
     ------
     ValueError
-        If the input is bad; see `metrics.check_predictions` and `intervals.check_draw`.
+        If the input is bad; see `metrics.check_predictions`.
 
     References
     ----------
@@ -175,16 +163,14 @@ def calibration_scores(
     """
     slugs = class_slugs(classes)
     y_true, probabilities = check_predictions(y_true, probabilities, len(classes))
-    members = group_members(groups, len(y_true))
-    check_draw(samples, level)
     error = (probabilities - np.eye(len(classes))[y_true]) ** 2
     tiny = np.finfo(np.float64).eps
     of_truth = probabilities[np.arange(len(y_true)), y_true].clip(tiny, 1 - tiny)
     each = np.ones(len(y_true))
     ratios: Ratios = {"brier": (error.sum(axis=1), each), "loss": (-np.log(of_truth), each)}
     ratios |= {f"brier/{key}": (error[:, c], each) for c, key in enumerate(slugs)}
-    scores = ratio_intervals(ratios, members, samples=samples, seed=seed, level=level)
-    scores |= _calibration_errors(y_true, probabilities, slugs, members, samples, seed, level)
+    scores = ratio_intervals(ratios, how)
+    scores |= _calibration_errors(y_true, probabilities, slugs, how)
     for c, key in enumerate(slugs):
         if not (y_true == c).any():
             for name in ("brier", "ece", "ece_floor"):
@@ -196,32 +182,32 @@ def _calibration_errors(
     y_true: NDArray[np.int64],
     probabilities: Array,
     slugs: Sequence[str],
-    members: NDArray[np.int64],
-    samples: int,
-    seed: int,
-    level: float,
+    how: Bootstrap,
 ) -> dict[str, Interval]:
     y_pred = probabilities.argmax(axis=1)
     told = np.column_stack([probabilities.max(axis=1), probabilities])  # (N, K), K = C + 1
     bins = np.column_stack([_bins(column) for column in told.T])
+    members = how.members(len(y_true))
     sizes = np.bincount(members).astype(float)
+    tails = ["", *(f"/{key}" for key in slugs)]
 
     def happened(labels: NDArray[np.int64]) -> NDArray[np.bool_]:  # (..., N) -> (..., N, K)
         classes = labels[..., None] == np.arange(len(slugs))
         return np.concatenate([(labels == y_pred)[..., None], classes], axis=-1)
 
     cells = _sums(told - happened(y_true), bins, members)
-    values = _errors(np.ones((1, len(sizes))), cells, sizes)[0]
-    resampled = np.concatenate(
-        [_errors(weights, cells, sizes) for weights in draw_weights(len(sizes), samples, seed)]
-    )
+
+    def measure(weights: Array) -> dict[str, Array]:
+        return dict(zip(tails, _errors(weights, cells, sizes).T, strict=True))
+
+    percentiles = how.intervals(measure, len(sizes))
     # labels that these probabilities would bring about; near-duplicates share their fate
-    generator = np.random.default_rng([seed, 1])
+    generator = np.random.default_rng([how.seed, 1])
     ladder = probabilities.cumsum(axis=1)[:, :-1]
-    chance = np.empty_like(resampled)
+    chance = np.empty((how.samples, len(tails)))
     into = [np.eye(MAX_BINS)[column] for column in bins.T]  # (N, bins) each
-    for start in range(0, samples, CHUNK):
-        rows = range(start, min(start + CHUNK, samples))
+    for start in range(0, how.samples, CHUNK):
+        rows = range(start, min(start + CHUNK, how.samples))
         drawn = generator.random((len(rows), len(sizes)))[:, members]
         labels = (drawn[..., None] >= ladder).sum(axis=-1)
         gaps = told - happened(labels)  # (B, N, K)
@@ -229,12 +215,9 @@ def _calibration_errors(
             [np.abs(gaps[..., k] @ into[k]).sum(axis=1) for k in range(told.shape[1])]
         ) / len(y_true)
     found: dict[str, Interval] = {}
-    for k, tail in enumerate(["", *(f"/{key}" for key in slugs)]):
-        value, percentile = (
-            float(values[k]),
-            percentile_interval(float(values[k]), resampled[:, k], level),
-        )
-        floor = percentile_interval(float(chance[:, k].mean()), chance[:, k], level)
+    for k, (tail, percentile) in enumerate(percentiles.items()):
+        value = percentile.value
+        floor = percentile_interval(float(chance[:, k].mean()), chance[:, k], how.level)
         low = 0.0 if value <= floor.high else 2 * value - percentile.high
         high = 2 * value - percentile.low
         found[f"ece{tail}"] = Interval(value, min(max(low, 0.0), value), min(max(high, value), 1.0))

@@ -39,7 +39,7 @@ from cxr_mlflow.evaluation.comparison_verdicts import (
     verdict,
 )
 from cxr_mlflow.evaluation.control_facts import CONTROL
-from cxr_mlflow.evaluation.intervals import Interval, check_draw
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval
 from cxr_mlflow.evaluation.metrics import class_slugs
 
 __all__ = ["Comparison", "NotComparable", "Pair", "RowScore", "TestedRun", "compare"]
@@ -212,16 +212,14 @@ def compare(
     """
     if not runs:
         raise InputError("there is no run to compare")
-    check_draw(samples, level)
+    how = Bootstrap(samples=samples, seed=seed, level=level)
     runs = sorted(runs, key=_run_order)
     labels = list(dict.fromkeys(run.row for run in runs))
     if baseline is not None:
         baseline = find_row(baseline, labels)
     tests = lay_side_by_side(runs, classes)
     slugs = class_slugs(tests.classes)
-    scored = measure_runs(
-        tests.y_true, tests.y_pred, tests.members, slugs, samples=samples, seed=seed
-    )
+    scored = measure_runs(tests.y_true, tests.y_pred, slugs, replace(how, groups=tests.members))
     places = {label: [i for i, run in enumerate(runs) if run.row == label] for label in labels}
     means = {label: _means(runs, at, scored) for label, at in places.items()}
     rows = [_row(label, runs, at, scored, means[label], level) for label, at in places.items()]

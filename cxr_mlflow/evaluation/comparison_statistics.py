@@ -13,7 +13,7 @@ from scipy import stats
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.cells import Array, count_cells, score_cells
-from cxr_mlflow.evaluation.intervals import Interval, draw_weights, percentile_interval
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,8 @@ class Mean:
 def measure_runs(
     y_true: NDArray[np.int64],
     y_pred: NDArray[np.int64],
-    members: NDArray[np.int64],
     slugs: Sequence[str],
-    *,
-    samples: int,
-    seed: int,
+    how: Bootstrap,
 ) -> dict[str, Scored]:
     """Score all runs on the same resamples of the test images.
 
@@ -54,12 +51,10 @@ def measure_runs(
         True class indices in [0, C).
     y_pred : int64 array of shape (R, N)
         Predicted ones, a row per run.
-    members : int64 array of shape (N,)
-        Group of each image, 0..G-1.
     slugs : sequence of C texts
         Classes as in keys.
-    samples, seed : int
-        S resamples; equal seeds give equal resamples.
+    how : Bootstrap
+        S resamples.
 
     Returns
     -------
@@ -72,7 +67,7 @@ def measure_runs(
         If fewer than two resamples hold an image of every class: `samples` is too small.
     """
     keys = ("f1_macro", "accuracy", "balanced_accuracy", *(f"f1/{slug}" for slug in slugs))
-    num_runs, width = len(y_pred), len(slugs) ** 2
+    num_runs, width, members = len(y_pred), len(slugs) ** 2, how.members(len(y_true))
     cells = np.hstack([count_cells(y_true, pred, members, len(slugs)) for pred in y_pred])
 
     def measure(weights: Array) -> dict[str, Array]:  # float64 (B, G) -> key: float64 (B, R)
@@ -80,14 +75,14 @@ def measure_runs(
         return {key: scores[key].reshape(-1, num_runs) for key in keys}
 
     values = measure(np.ones((1, len(cells))))
-    parts = [measure(weights) for weights in draw_weights(len(cells), samples, seed)]
+    parts = [measure(weights) for weights in how.weights(len(cells))]
     scored = {
         key: Scored(values[key][0], np.concatenate([part[key] for part in parts])) for key in keys
     }
     if np.isfinite(scored["f1_macro"].resampled).all(axis=1).sum() < 2:
         raise InputError(
-            f"samples={samples} is too small: fewer than two resamples of the {len(y_true)} test "
-            "images hold an image of every class"
+            f"samples={how.samples} is too small: fewer than two resamples of the {len(y_true)} "
+            "test images hold an image of every class"
         )
     return scored
 

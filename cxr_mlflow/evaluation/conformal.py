@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.cells import Array
-from cxr_mlflow.evaluation.intervals import Interval, check_draw, group_members
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval, group_members
 from cxr_mlflow.evaluation.metrics import (
     Floats,
     Labels,
@@ -102,11 +103,7 @@ def set_scores(
     y_true: Labels,
     sets: Flags,
     classes: Sequence[str],
-    *,
-    groups: Labels | None = None,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    how: Bootstrap = Bootstrap(),
 ) -> dict[str, Interval]:
     """Check prediction sets on images that they were not fitted on, with intervals.
 
@@ -117,8 +114,7 @@ def set_scores(
     sets : bool array of shape (N, C)
         As `prediction_sets` returns them.
     classes : sequence of C names
-    groups, samples, seed, level
-        As in `intervals.bootstrap_intervals`.
+    how : Bootstrap
 
     Returns
     -------
@@ -134,8 +130,7 @@ def set_scores(
     y_true = check_labels(y_true, len(classes))
     if sets.shape != (wanted := (len(y_true), len(classes))):
         raise ValueError(f"sets must have shape {wanted}, got {sets.shape}")
-    members = group_members(groups, len(y_true))
-    check_draw(samples, level)
+    members = how.members(len(y_true))
     held, size = sets[np.arange(len(y_true)), y_true], sets.sum(axis=1)
     told = {"size": size, "empty": size == 0, "single": size == 1}
     ratios: Ratios = {
@@ -147,6 +142,4 @@ def set_scores(
     for tail, kept in by_class(y_true, slugs):
         there = of_films(kept, members)
         films[f"set_coverage{tail}"] = (there & ~of_films(kept & ~held, members), there)
-    how = {"samples": samples, "seed": seed, "level": level}
-    found = ratio_intervals(films, np.arange(int(members.max()) + 1), **how)  # type: ignore[arg-type]
-    return found | ratio_intervals(ratios, members, **how)  # type: ignore[arg-type]
+    return ratio_intervals(films, replace(how, groups=None)) | ratio_intervals(ratios, how)

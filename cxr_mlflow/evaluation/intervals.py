@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,15 +42,76 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bootstrap:
+    """How test images are resampled, and what share of the resamples an interval holds.
+
+    Raises
+    ------
+    InputError
+        If `samples` is below 1, or `level` not between 0 and 1.
+    """
+
+    groups: Labels | None = None
+    """Near-duplicate group of each image, (N,), drawn whole; None: each image on its own."""
+    samples: int = 2000
+    """Resamples."""
+    seed: int = 0
+    """Equal seeds give equal resamples: what is scored on them one after the other is paired."""
+    level: float = 0.95
+    """Coverage aimed at, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError(f"samples={self.samples} must be at least 1")
+        if not 0 < self.level < 1:
+            raise InputError(f"level={self.level} must lie between 0 and 1; 0.95, not 95")
+
+    def of(self, rows: NDArray[np.generic]) -> Bootstrap:
+        """The same for some of the images: their places (M,), or a flag for each image (N,)."""
+        return self if self.groups is None else replace(self, groups=np.asarray(self.groups)[rows])
+
+    def members(self, num_images: int) -> NDArray[np.int64]:
+        """Group of each image, int64 (N,), renumbered 0..G-1; see `group_members`."""
+        return group_members(self.groups, num_images)
+
+    def weights(self, num_groups: int) -> Iterator[Array]:
+        """Yield float64 (B, G): how often each group is in each of B <= CHUNK resamples."""
+        generator = np.random.default_rng(self.seed)
+        for start in range(0, self.samples, CHUNK):
+            rows = min(CHUNK, self.samples - start)
+            drawn = generator.integers(0, num_groups, size=(rows, num_groups))
+            drawn += num_groups * np.arange(rows)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=rows * num_groups)
+            yield counts.reshape(rows, num_groups).astype(float)
+
+    def intervals(
+        self, measure: Callable[[Array], dict[str, Array]], num_groups: int
+    ) -> dict[str, Interval]:
+        """Scores of all images, with percentile intervals from what resamples of them score.
+
+        Parameters
+        ----------
+        measure : callable
+            From weights (B, G), how often each group is there, to scores: key -> float64 (B,).
+        num_groups : int
+            G.
+        """
+        values = measure(np.ones((1, num_groups)))
+        parts = [measure(weights) for weights in self.weights(num_groups)]
+        return {
+            key: percentile_interval(
+                float(value[0]), np.concatenate([part[key] for part in parts]), self.level
+            )
+            for key, value in values.items()
+        }
+
+
 def bootstrap_intervals(
     y_true: Labels,
     probabilities: Floats,
     classes: Sequence[str],
-    *,
-    groups: Labels | None = None,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    how: Bootstrap = Bootstrap(),
 ) -> dict[str, Interval]:
     """Percentile bootstrap intervals of the scores of a fixed model on a fresh test set.
 
@@ -67,14 +128,8 @@ def bootstrap_intervals(
         One row per image, summing to 1.
     classes : sequence of C names
         In index order.
-    groups : integer array of shape (N,), optional
-        Duplicate group of each image; every image on its own by default.
-    samples : int
-        Resamples.
-    seed : int
-        Equal seeds give equal intervals.
-    level : float
-        Coverage aimed at, in (0, 1).
+    how : Bootstrap
+        Groups, resamples, seed and level.
 
     Returns
     -------
@@ -88,8 +143,7 @@ def bootstrap_intervals(
     Raises
     ------
     ValueError
-        If the predictions are bad (see `metrics.check_predictions`), the groups do not fit, or
-        `samples` or `level` is out of range.
+        If the predictions are bad (see `metrics.check_predictions`) or the groups do not fit.
 
     References
     ----------
@@ -98,8 +152,7 @@ def bootstrap_intervals(
     """
     slugs = class_slugs(classes)
     y_true, probabilities = check_predictions(y_true, probabilities, len(classes))
-    members = group_members(groups, len(y_true))
-    check_draw(samples, level)
+    members = how.members(len(y_true))
     cells = count_cells(y_true, probabilities.argmax(axis=1), members, len(classes))
 
     def measure(weights: Array) -> dict[str, Array]:  # float64 (B, G)
@@ -112,18 +165,14 @@ def bootstrap_intervals(
             areas.append(area)
         return scores | {"roc_auc_macro": np.mean(areas, axis=0)}
 
-    return resampled(measure, len(cells), samples, seed, level)
+    return how.intervals(measure, len(cells))
 
 
 def label_intervals(
     y_true: Labels,
     y_pred: Labels,
     classes: Sequence[str],
-    *,
-    groups: Labels | None = None,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    how: Bootstrap = Bootstrap(),
 ) -> dict[str, Interval]:
     """Percentile bootstrap intervals of what predicted labels score, where there is no probability.
 
@@ -131,7 +180,7 @@ def label_intervals(
     ----------
     y_true, y_pred : integer arrays of shape (N,)
         True and predicted class indices in [0, C).
-    classes, groups, samples, seed, level
+    classes, how
         As in `bootstrap_intervals`.
 
     Returns
@@ -142,42 +191,13 @@ def label_intervals(
     slugs = class_slugs(classes)
     y_true = check_labels(y_true, len(slugs))
     y_pred = check_labels(y_pred, len(slugs), "y_pred")
-    members = group_members(groups, len(y_true))
-    check_draw(samples, level)
+    members = how.members(len(y_true))
     cells = count_cells(y_true, y_pred, members, len(slugs))
 
     def measure(weights: Array) -> dict[str, Array]:
         return score_cells(weights @ cells, slugs)
 
-    return resampled(measure, len(cells), samples, seed, level)
-
-
-def resampled(
-    measure: Callable[[Array], dict[str, Array]],
-    num_groups: int,
-    samples: int,
-    seed: int,
-    level: float,
-) -> dict[str, Interval]:
-    """Scores of all images, with percentile intervals from what resamples of them score.
-
-    Parameters
-    ----------
-    measure : callable
-        From weights (B, G), how often each group is there, to scores: key -> float64 (B,).
-    num_groups : int
-        G.
-    samples, seed, level
-        As in `bootstrap_intervals`.
-    """
-    values = measure(np.ones((1, num_groups)))
-    parts = [measure(weights) for weights in draw_weights(num_groups, samples, seed)]
-    return {
-        key: percentile_interval(
-            float(value[0]), np.concatenate([part[key] for part in parts]), level
-        )
-        for key, value in values.items()
-    }
+    return how.intervals(measure, len(cells))
 
 
 def paired_difference(
@@ -185,11 +205,7 @@ def paired_difference(
     pred_a: Labels,
     pred_b: Labels,
     num_classes: int,
-    *,
-    groups: Labels | None = None,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    how: Bootstrap = Bootstrap(),
 ) -> Interval:
     """Macro F1 of model a minus that of model b, on the same images, with its interval.
 
@@ -202,8 +218,7 @@ def paired_difference(
         True and predicted class indices in [0, num_classes), of the same images in one order.
     num_classes : int
         C.
-    groups, samples, seed, level
-        As in `bootstrap_intervals`.
+    how : Bootstrap
 
     Returns
     -------
@@ -213,13 +228,11 @@ def paired_difference(
     Raises
     ------
     ValueError
-        If the labels are bad or differ in length, the groups do not fit, or `samples` or `level`
-        is out of range.
+        If the labels are bad or differ in length, or the groups do not fit.
     """
     y_true = check_labels(y_true, num_classes)
     predictions = {"pred_a": pred_a, "pred_b": pred_b}
-    members = group_members(groups, len(y_true))
-    check_draw(samples, level)
+    members = how.members(len(y_true))
     cells = []
     for name, pred in predictions.items():
         pred = check_labels(pred, num_classes, name)
@@ -227,28 +240,11 @@ def paired_difference(
             raise ValueError(f"y_true and {name} differ in length: {len(y_true)}, {len(pred)}")
         cells.append(count_cells(y_true, pred, members, num_classes))
 
-    def measure(weights: Array) -> Array:
+    def measure(weights: Array) -> dict[str, Array]:
         a, b = (f1_cells(weights @ part).mean(axis=-1) for part in cells)
-        return a - b
+        return {"difference": a - b}
 
-    num_groups = len(cells[0])
-    value = measure(np.ones((1, num_groups)))
-    resampled = np.concatenate([measure(w) for w in draw_weights(num_groups, samples, seed)])
-    return percentile_interval(float(value[0]), resampled, level)
-
-
-def check_draw(samples: int, level: float) -> None:
-    """Refuse a number of resamples or a level that is out of range.
-
-    Raises
-    ------
-    InputError
-        If `samples` is below 1, or `level` not between 0 and 1.
-    """
-    if samples < 1:
-        raise InputError(f"samples={samples} must be at least 1")
-    if not 0 < level < 1:
-        raise InputError(f"level={level} must lie between 0 and 1; 0.95, not 95")
+    return how.intervals(measure, len(cells[0]))["difference"]
 
 
 def group_members(groups: Labels | None, num_images: int) -> NDArray[np.int64]:
@@ -261,20 +257,6 @@ def group_members(groups: Labels | None, num_images: int) -> NDArray[np.int64]:
     if not np.issubdtype(groups.dtype, np.integer):
         raise ValueError(f"groups must hold integers, their dtype is {groups.dtype}")
     return np.unique(groups, return_inverse=True)[1]
-
-
-def draw_weights(num_groups: int, samples: int, seed: int) -> Iterator[Array]:
-    """Yield float64 (B, G): how often each group is in each of B <= CHUNK resamples.
-
-    Equal arguments give equal resamples: what is scored on them one after the other is paired.
-    """
-    generator = np.random.default_rng(seed)
-    for start in range(0, samples, CHUNK):
-        rows = min(CHUNK, samples - start)
-        drawn = generator.integers(0, num_groups, size=(rows, num_groups))
-        drawn += num_groups * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * num_groups)
-        yield counts.reshape(rows, num_groups).astype(float)
 
 
 def percentile_interval(value: float, resampled: Array, level: float) -> Interval:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from cxr_mlflow.config import NONE, SECTIONS
 from cxr_mlflow.evaluation.assessment import Assessment
-from cxr_mlflow.evaluation.intervals import Interval
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval
 from cxr_mlflow.evaluation.markdown import NOT_MEASURED
 from cxr_mlflow.evaluation.metrics import PER_CLASS, class_slugs
 from cxr_mlflow.evaluation.model_card_facts import (
@@ -91,7 +91,7 @@ def facts_of(
     classes = tuple(summary.classes)
     predictions = result.predictions
     groups = predictions["group"].to_numpy() if "group" in predictions else None
-    samples = int(params["bootstrap_samples"])
+    how = Bootstrap(groups=groups, samples=int(params["bootstrap_samples"]))
     duplicates = summary.num_duplicate_groups
     return CardFacts(
         run_name=summary.run_name,
@@ -158,9 +158,7 @@ def facts_of(
                 Score(*(finite(row[end]) for end in ("share", "low", "high"))),
                 row["confidence"],
             )
-            for row in subgroups(predictions, classes, groups=groups, samples=samples).to_dict(
-                "records"
-            )
+            for row in subgroups(predictions, classes, how).to_dict("records")
         ),
         errors=_errors(predictions),
         num_errors=int((~predictions["correct"]).sum()),

@@ -11,12 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cxr_mlflow.evaluation.cells import Array, count_cells, ranking_areas, score_cells
-from cxr_mlflow.evaluation.intervals import (
-    Interval,
-    check_draw,
-    group_members,
-    resampled,
-)
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval
 from cxr_mlflow.evaluation.metrics import (
     PER_CLASS,
     Floats,
@@ -40,11 +35,7 @@ def present_scores(
     y_true: Labels,
     probabilities: Floats,
     classes: Sequence[str],
-    *,
-    groups: Labels | None = None,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    how: Bootstrap = Bootstrap(),
 ) -> dict[str, Interval]:
     """Average over the classes that have images, with intervals.
 
@@ -57,8 +48,7 @@ def present_scores(
         True class indices in [0, C).
     probabilities : float array of shape (N, C)
     classes : sequence of C names
-    groups, samples, seed, level
-        As in `intervals.bootstrap_intervals`.
+    how : Bootstrap
 
     Returns
     -------
@@ -69,8 +59,7 @@ def present_scores(
     """
     slugs = class_slugs(classes)
     y_true, probabilities = check_predictions(y_true, probabilities, len(classes))
-    members = group_members(groups, len(y_true))
-    check_draw(samples, level)
+    members = how.members(len(y_true))
     present = np.unique(y_true).tolist()
     cells = count_cells(y_true, probabilities.argmax(axis=1), members, len(classes))
 
@@ -85,7 +74,7 @@ def present_scores(
             for name, of in AVERAGES.items()
         }
 
-    return resampled(measure, len(cells), samples, seed, level)
+    return how.intervals(measure, len(cells))
 
 
 def over_present(

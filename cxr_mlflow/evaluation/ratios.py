@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_mlflow.evaluation.cells import Array
-from cxr_mlflow.evaluation.intervals import Interval, draw_weights, percentile_interval
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval
 
 Flags = NDArray[np.bool_]
 Ratios = dict[str, tuple[NDArray[np.generic], NDArray[np.generic]]]
@@ -16,46 +16,32 @@ Ratios = dict[str, tuple[NDArray[np.generic], NDArray[np.generic]]]
 1 and 0 for a mean over some."""
 
 
-def ratio_intervals(
-    ratios: Ratios,
-    members: NDArray[np.int64],
-    *,
-    samples: int,
-    seed: int,
-    level: float,
-) -> dict[str, Interval]:
+def ratio_intervals(ratios: Ratios, how: Bootstrap) -> dict[str, Interval]:
     """Percentile bootstrap intervals of ratios of sums; groups are drawn whole.
 
     Parameters
     ----------
     ratios : mapping of str to (numerator, denominator)
         Two float arrays of shape (N,) each.
-    members : integer array of shape (N,)
-        Group of each image, in [0, G).
-    samples, seed, level
-        As in `intervals.bootstrap_intervals`.
+    how : Bootstrap
 
     Returns
     -------
     dict of str to Interval
         nan where the denominator sums to 0; resamples where it does are left out.
     """
-    num_groups = int(members.max()) + 1
     parts = np.array([(over, under) for over, under in ratios.values()], float)  # (K, 2, N)
-    cells = np.zeros((num_groups, *parts.shape[:2]))
+    members = how.members(parts.shape[2])
+    cells = np.zeros((int(members.max()) + 1, *parts.shape[:2]))
     np.add.at(cells, members, parts.transpose(2, 0, 1))
 
-    def measure(weights: Array) -> Array:  # (B, G) -> (B, K)
+    def measure(weights: Array) -> dict[str, Array]:  # (B, G) -> (B,) each
         sums = np.tensordot(weights, cells, axes=1)
         over, under = sums[..., 0], sums[..., 1]
-        return np.divide(over, under, out=np.full(over.shape, np.nan), where=under > 0)
+        shares = np.divide(over, under, out=np.full(over.shape, np.nan), where=under > 0)
+        return dict(zip(ratios, shares.T, strict=True))
 
-    values = measure(np.ones((1, num_groups)))[0]
-    drawn = np.concatenate([measure(w) for w in draw_weights(num_groups, samples, seed)])
-    return {
-        key: percentile_interval(float(values[k]), drawn[:, k], level)
-        for k, key in enumerate(ratios)
-    }
+    return how.intervals(measure, len(cells))
 
 
 def of_films(flags: Flags, members: NDArray[np.int64]) -> Flags:

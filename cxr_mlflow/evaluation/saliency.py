@@ -25,7 +25,7 @@ from cxr_mlflow.evaluation.figure import (
     style_axes,
     wrap_name,
 )
-from cxr_mlflow.evaluation.intervals import Interval, check_draw, group_members
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval
 from cxr_mlflow.evaluation.metrics import Labels, class_slugs
 from cxr_mlflow.evaluation.ratios import Ratios, ratio_intervals
 
@@ -107,11 +107,7 @@ def saliency_scores(
     areas: Array,
     labels: Labels,
     classes: Sequence[str],
-    *,
-    groups: Labels | None = None,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    how: Bootstrap = Bootstrap(),
 ) -> dict[str, Interval]:
     """Mean share of saliency inside the lungs by class, beside the share of the area.
 
@@ -124,8 +120,8 @@ def saliency_scores(
     labels : integer array of shape (N,)
         Class that each map explains.
     classes : sequence of C names
-    groups, samples, seed, level
-        As in `intervals.bootstrap_intervals`.
+    how : Bootstrap
+        Its groups are those of all N images.
 
     Returns
     -------
@@ -134,7 +130,6 @@ def saliency_scores(
         and `ratio/<class>` (the first over the second: 1 is what even saliency has). nan for a
         class without a counted image.
     """
-    check_draw(samples, level)
     counted = ~np.isnan(shares)
     labels, areas, shares = np.asarray(labels)[counted], areas[counted], shares[counted]
     ratios: Ratios = {}
@@ -145,8 +140,7 @@ def saliency_scores(
         ratios[f"ratio/{key}"] = (np.where(own, shares, 0), np.where(own, areas, 0))
     if not len(shares):
         return dict.fromkeys(ratios, Interval(np.nan, np.nan, np.nan))
-    members = group_members(None if groups is None else np.asarray(groups)[counted], len(shares))
-    return ratio_intervals(ratios, members, samples=samples, seed=seed, level=level)
+    return ratio_intervals(ratios, how.of(counted))
 
 
 def saliency_metrics(

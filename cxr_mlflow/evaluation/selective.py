@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,7 @@ from scipy.stats import beta
 
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.cells import Array
-from cxr_mlflow.evaluation.intervals import (
-    Interval,
-    check_draw,
-    draw_weights,
-    group_members,
-    percentile_interval,
-)
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval, group_members
 from cxr_mlflow.evaluation.metrics import (
     Floats,
     Labels,
@@ -185,11 +179,7 @@ def selective_scores(
     probabilities: Floats,
     classes: Sequence[str],
     threshold: float,
-    *,
-    groups: Labels | None = None,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    how: Bootstrap = Bootstrap(),
 ) -> dict[str, Interval]:
     """Check a threshold on images that it was not chosen on, with intervals.
 
@@ -202,8 +192,7 @@ def selective_scores(
     classes : sequence of C names
     threshold : float
         Least confidence of an answer; inf for none.
-    groups, samples, seed, level
-        As in `intervals.bootstrap_intervals`.
+    how : Bootstrap
 
     Returns
     -------
@@ -216,8 +205,7 @@ def selective_scores(
     """
     slugs = class_slugs(classes)
     y_true, probabilities = check_predictions(y_true, probabilities, len(classes))
-    members = group_members(groups, len(y_true))
-    check_draw(samples, level)
+    members = how.members(len(y_true))
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == y_true
     answered = confidence >= threshold
@@ -226,22 +214,18 @@ def selective_scores(
         told = of_films(answered & kept, members)
         ratios[f"selective_coverage{tail}"] = (told, of_films(kept, members))
         ratios[f"selective_risk{tail}"] = (of_films(answered & kept & ~correct, members), told)
-    films = np.arange(int(members.max()) + 1)
-    scores = ratio_intervals(ratios, films, samples=samples, seed=seed, level=level)
     order, ends = _ranking(confidence)
     wrong = ~correct[order]
 
-    def area(weights: Array) -> Array:  # (B, G) -> (B,)
+    def area(weights: Array) -> dict[str, Array]:  # (B, G) -> (B,)
         per_image = weights[:, members[order]]
         reached = per_image.cumsum(axis=1)
         risk = (per_image * wrong).cumsum(axis=1)[:, ends] / np.maximum(reached[:, ends], 1)
         steps = np.diff(reached[:, ends], prepend=0, axis=1)
-        return np.asarray((steps * risk).sum(axis=1) / reached[:, -1])
+        return {"aurc": (steps * risk).sum(axis=1) / reached[:, -1]}
 
-    num_groups = int(members.max()) + 1
-    drawn = np.concatenate([area(weights) for weights in draw_weights(num_groups, samples, seed)])
-    value = float(area(np.ones((1, num_groups)))[0])
-    return scores | {"aurc": percentile_interval(value, drawn, level)}
+    scores = ratio_intervals(ratios, replace(how, groups=None))  # of films
+    return scores | how.intervals(area, int(members.max()) + 1)
 
 
 def _ranking(confidence: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cxr_mlflow.evaluation.intervals import Interval, bootstrap_intervals
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval, bootstrap_intervals
 from cxr_mlflow.evaluation.metrics import Floats, Labels
 from cxr_mlflow.evaluation.sources import UNKNOWN, in_doubt
 from cxr_mlflow.names import slug
@@ -145,9 +145,7 @@ def probe_source(
             told,
             probabilities,
             [f"source {number}" for number in range(len(names))],
-            groups=groups,
-            samples=samples,
-            seed=seed,
+            Bootstrap(groups=groups, samples=samples, seed=seed),
         )
         scores[name] = ProbeScore(measured["balanced_accuracy"], measured["roc_auc_macro"])
     return SourceProbe(class_name, tuple(names.tolist()), len(told), scores)

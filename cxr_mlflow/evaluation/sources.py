@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_mlflow.evaluation.intervals import Interval, bootstrap_intervals
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval, bootstrap_intervals
 from cxr_mlflow.evaluation.metrics import (
     Floats,
     Labels,
@@ -43,9 +43,7 @@ def within_sources(
     probabilities: Floats,
     sources: Sequence[str],
     classes: Sequence[str],
-    *,
-    groups: Labels | None = None,
-    samples: int = 2000,
+    how: Bootstrap = Bootstrap(),
 ) -> list[WithinSource]:
     """Score predictions inside each source with several classes, where the source tells nothing.
 
@@ -58,8 +56,8 @@ def within_sources(
     probabilities : float array of shape (N, C)
     sources : sequence of N texts
     classes : sequence of C names
-    groups, samples
-        As in `intervals.bootstrap_intervals`.
+    how : Bootstrap
+        Its groups are those of all N images.
 
     Returns
     -------
@@ -82,8 +80,7 @@ def within_sources(
             np.searchsorted(present, y_true[rows]),
             _among(probabilities[rows], present),
             names,
-            groups=None if groups is None else np.asarray(groups)[rows],
-            samples=samples,
+            how.of(rows),
         )
         within = (scores["f1_macro"], scores["roc_auc_macro"])
         found.append(WithinSource(str(source), names, len(rows), *within))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from cxr_mlflow.evaluation.intervals import Interval, check_draw, group_members
-from cxr_mlflow.evaluation.metrics import Labels
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval
 from cxr_mlflow.evaluation.ratios import Flags, ratio_intervals
 
 ALL_CLASSES = ""
@@ -22,11 +22,7 @@ COLUMNS = ("source", "class", "images", "groups", "right", "share", "low", "high
 def subgroups(
     predictions: pd.DataFrame,
     classes: Sequence[str],
-    *,
-    groups: Labels | None = None,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    how: Bootstrap = Bootstrap(),
 ) -> pd.DataFrame:
     """Tell how often a model is right among the images of each source, and of each class there.
 
@@ -36,10 +32,8 @@ def subgroups(
         Columns `source`, `true`, `predicted` and `confidence`, as `report.predictions_table`.
     classes : sequence of C names
         In index order; rows of one source follow it.
-    groups : integer array of shape (N,), optional
-        Near-duplicate group of each image. Groups are resampled whole, within their row.
-    samples, seed, level
-        Of the bootstrap, as in `intervals.bootstrap_intervals`.
+    how : Bootstrap
+        Groups are resampled whole, within their row.
 
     Returns
     -------
@@ -56,12 +50,9 @@ def subgroups(
     Raises
     ------
     ValueError
-        If `groups` do not fit the predictions, or a true class is not among `classes`.
-    InputError
-        If `samples` or `level` is out of range.
+        If the groups do not fit the predictions, or a true class is not among `classes`.
     """
-    check_draw(samples, level)
-    members = group_members(groups, len(predictions))
+    members = how.members(len(predictions))
     sources = predictions["source"].to_numpy(object)
     true = predictions["true"].to_numpy(object)
     if strange := set(true) - set(classes):
@@ -74,11 +65,10 @@ def subgroups(
         present = [name for name in classes if (here & (true == name)).any()]
         for name in [*([ALL_CLASSES] if len(present) > 1 else []), *present]:
             chosen = here if name == ALL_CLASSES else here & (true == name)
-            of_row = group_members(members[chosen], int(chosen.sum()))
-            num_groups = int(of_row.max()) + 1
+            num_groups = len(np.unique(members[chosen]))
             score = Interval(np.nan, np.nan, np.nan)
             if num_groups >= MIN_GROUPS:
-                score = _share(right[chosen], of_row, samples, seed, level)
+                score = _share(right[chosen], replace(how, groups=members[chosen]))
             rows.append(
                 {
                     "source": source,
@@ -95,14 +85,12 @@ def subgroups(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _share(right: Flags, members: Labels, samples: int, seed: int, level: float) -> Interval:
+def _share(right: Flags, how: Bootstrap) -> Interval:
     """Share of the images that are right, with its interval."""
-    ones = np.ones(len(right))
-    how = {"samples": samples, "seed": seed, "level": level}
-    score = ratio_intervals({"right": (right, ones)}, members, **how)["right"]  # type: ignore[arg-type]
+    score = ratio_intervals({"right": (right, np.ones(len(right)))}, how)["right"]
     if right.any() and not right.all():
         return score
-    num_groups = int(members.max()) + 1
+    num_groups = int(how.members(len(right)).max()) + 1
     hits = num_groups if right.all() else 0
-    exact = binomtest(hits, num_groups).proportion_ci(level, method="exact")
+    exact = binomtest(hits, num_groups).proportion_ci(how.level, method="exact")
     return Interval(score.value, float(exact.low), float(exact.high))

@@ -11,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from cxr_mlflow.evaluation.comparison import NotComparable
-from cxr_mlflow.evaluation.intervals import Interval, paired_difference
+from cxr_mlflow.evaluation.intervals import Bootstrap, Interval, paired_difference
 from cxr_mlflow.tracking.tested import (
     PREDICTIONS,
     TEST_DIGEST,
@@ -70,10 +70,8 @@ def compare_tests(
     codes, classes = pd.factorize(np.concatenate([column.to_numpy(object) for column in columns]))
     y_true, pred_a, pred_b = np.split(codes.astype(np.int64), 3)
     groups = pd.factorize(a.table["group"])[0].astype(np.int64) if "group" in a.table else None
-    found = paired_difference(
-        y_true, pred_a, pred_b, len(classes), groups=groups, samples=samples, seed=seed
-    )
-    return found, len(y_true)
+    how = Bootstrap(groups=groups, samples=samples, seed=seed)
+    return paired_difference(y_true, pred_a, pred_b, len(classes), how), len(y_true)
 
 
 def _test_of(client: mlflow.MlflowClient, version: ModelVersion) -> _Test:

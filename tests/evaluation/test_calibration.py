@@ -19,6 +19,7 @@ from cxr_mlflow.evaluation.calibration import (
 )
 from cxr_mlflow.evaluation.calibration_plots import plot_reliability, plot_risk_coverage, plot_sets
 from cxr_mlflow.evaluation.conformal import conformal_thresholds, prediction_sets, set_scores
+from cxr_mlflow.evaluation.intervals import Bootstrap
 from cxr_mlflow.evaluation.selective import choose_threshold, selective_scores
 
 CLASSES = ["A", "B", "C"]
@@ -72,7 +73,7 @@ def test_logits_that_tell_nothing_or_the_opposite_stay_finite():
 def test_scores_equal_those_of_scikit_learn():
     logits, y_true = world(400, seed=2)
     probabilities = softmax(1.5 * logits, axis=1)
-    scores = calibration_scores(y_true, probabilities, CLASSES, samples=5)
+    scores = calibration_scores(y_true, probabilities, CLASSES, Bootstrap(samples=5))
     assert scores["brier"].value == pytest.approx(
         brier_score_loss(y_true, probabilities, scale_by_half=False)
     )
@@ -88,7 +89,7 @@ def test_calibration_error_is_that_of_bins_of_equal_mass():
     seen, said = calibration_curve(happened, probability, n_bins=15, strategy="quantile")
     ours = expected_calibration_error(happened, probability)
     assert ours == pytest.approx(np.abs(seen - said).mean(), abs=1e-9)
-    scores = calibration_scores(y_true, softmax(logits, axis=1), CLASSES, samples=5)
+    scores = calibration_scores(y_true, softmax(logits, axis=1), CLASSES, Bootstrap(samples=5))
     assert scores["ece/a"].value == pytest.approx(ours)
 
 
@@ -102,9 +103,11 @@ def test_a_calibrated_model_is_within_its_floor_and_an_overconfident_one_is_not(
     inside, reached_zero, caught = 0, 0, 0
     for seed in range(40):
         logits, y_true = world(600, seed)
-        good = calibration_scores(y_true, softmax(logits, axis=1), CLASSES, samples=150, seed=seed)
+        good = calibration_scores(
+            y_true, softmax(logits, axis=1), CLASSES, Bootstrap(samples=150, seed=seed)
+        )
         bad = calibration_scores(
-            y_true, softmax(2 * logits, axis=1), CLASSES, samples=150, seed=seed
+            y_true, softmax(2 * logits, axis=1), CLASSES, Bootstrap(samples=150, seed=seed)
         )
         inside += good["ece_floor"].low <= good["ece"].value <= good["ece_floor"].high
         reached_zero += good["ece"].low == 0
@@ -126,7 +129,7 @@ def test_the_interval_of_the_calibration_error_holds_the_true_one():
     for seed in range(60):
         logits, y_true = world(800, seed)
         ece = calibration_scores(
-            y_true, softmax(1.5 * logits, axis=1), CLASSES, samples=150, seed=seed
+            y_true, softmax(1.5 * logits, axis=1), CLASSES, Bootstrap(samples=150, seed=seed)
         )["ece"]
         held += ece.low <= truth <= ece.high
     assert held >= 48  # 0.85 to 0.98 in larger simulations; docs/metrics.md says so
@@ -135,10 +138,12 @@ def test_the_interval_of_the_calibration_error_holds_the_true_one():
 def test_near_duplicates_do_not_narrow_the_intervals():
     logits, y_true = world(200, seed=4)
     probabilities = softmax(1.4 * logits, axis=1)
-    once = calibration_scores(y_true, probabilities, CLASSES, samples=300)
+    once = calibration_scores(y_true, probabilities, CLASSES, Bootstrap(samples=300))
     copies = np.repeat(y_true, 4), np.repeat(probabilities, 4, axis=0), CLASSES
-    grouped = calibration_scores(*copies, groups=np.repeat(np.arange(200), 4), samples=300)
-    blind = calibration_scores(*copies, samples=300)
+    grouped = calibration_scores(
+        *copies, Bootstrap(groups=np.repeat(np.arange(200), 4), samples=300)
+    )
+    blind = calibration_scores(*copies, Bootstrap(samples=300))
     for key in ("brier", "loss", "brier/a"):
         assert (grouped[key].low, grouped[key].high) == pytest.approx(
             (once[key].low, once[key].high)
@@ -150,7 +155,7 @@ def test_near_duplicates_do_not_narrow_the_intervals():
 def test_a_class_without_images_was_not_measured():
     logits, y_true = world(100)
     y_true[y_true == 2] = 0
-    scores = calibration_scores(y_true, softmax(logits, axis=1), CLASSES, samples=20)
+    scores = calibration_scores(y_true, softmax(logits, axis=1), CLASSES, Bootstrap(samples=20))
     assert all(math.isnan(scores[f"{name}/c"].value) for name in ("ece", "ece_floor", "brier"))
     assert math.isfinite(scores["ece"].value)
     assert math.isfinite(scores["brier"].high)
@@ -169,7 +174,8 @@ def figures():
     )
     confidence, correct = calibrated.max(axis=1), calibrated.argmax(axis=1) == y_true
     threshold = choose_threshold(confidence, correct, risk=0.15)
-    checked = selective_scores(y_true, calibrated, NAMES, threshold.threshold, samples=50)
+    how = Bootstrap(samples=50)
+    checked = selective_scores(y_true, calibrated, NAMES, threshold.threshold, how)
     size = {"subtitle": SUBTITLE}
     return {
         "reliability": plot_reliability(y_true, raw, calibrated, NAMES, **size),
@@ -182,7 +188,7 @@ def figures():
             **size,
         ),
         "sets": plot_sets(
-            y_true, sets, set_scores(y_true, sets, NAMES, samples=50), NAMES, coverage=0.9, **size
+            y_true, sets, set_scores(y_true, sets, NAMES, how), NAMES, coverage=0.9, **size
         ),
     }
 

@@ -25,7 +25,12 @@ from cxr_mlflow.evaluation.comparison_statistics import (
     t_interval,
 )
 from cxr_mlflow.evaluation.comparison_verdicts import ByImage, listed, verdict
-from cxr_mlflow.evaluation.intervals import Interval, bootstrap_intervals, paired_difference
+from cxr_mlflow.evaluation.intervals import (
+    Bootstrap,
+    Interval,
+    bootstrap_intervals,
+    paired_difference,
+)
 from cxr_mlflow.evaluation.metrics import evaluate
 from cxr_mlflow.evaluation.report import predictions_table
 
@@ -76,9 +81,8 @@ def coverage(num_runs, trials=200):
     seeds, covered = [str(seed) for seed in range(num_runs)], 0
     for trial in range(trials):
         y_true, y_pred = simulate_null(generator, num_runs=num_runs)
-        scored = measure_runs(
-            y_true, y_pred, np.arange(len(y_true)), ["a", "b", "c"], samples=200, seed=trial
-        )["f1_macro"]
+        how = Bootstrap(samples=200, seed=trial)
+        scored = measure_runs(y_true, y_pred, ["a", "b", "c"], how)["f1_macro"]
         a, b = (average(scored, np.arange(num_runs) + num_runs * row, seeds) for row in range(2))
         interval, p = difference_of(a, b, 0.95)
         covered += (holds := interval.low <= 0 <= interval.high)
@@ -95,8 +99,8 @@ def test_a_row_of_one_seed_has_the_interval_of_the_runs_own_note():
     y_true = np.arange(240) % 3
     y_pred, groups = errs(generator, y_true, 0.3), np.arange(240) // 2 * 2
     row = compare([make_run("a", 0, y_true, y_pred, groups=groups)], samples=300).rows[0]
-    told = {"groups": groups, "samples": 300}
-    own = bootstrap_intervals(y_true, np.eye(3)[y_pred], CLASSES, **told)
+    how = Bootstrap(groups=groups, samples=300)
+    own = bootstrap_intervals(y_true, np.eye(3)[y_pred], CLASSES, how)
     for key in ("f1_macro", "accuracy", "f1/normal"):
         score, expected = row.scores[key], own[key]
         assert (score.low, score.value, score.high) == pytest.approx(
@@ -168,7 +172,7 @@ def test_one_run_each_agrees_with_the_percentile_bootstrap_of_the_difference():
     runs = make_rows({"a": 0.2, "b": 0.3}, seeds=1, num_images=600)
     pair = compare(runs, samples=4000).pairs[0]
     columns = [pd.factorize(run.predictions["predicted"], sort=True)[0] for run in runs]
-    theirs = paired_difference(np.arange(600) % 3, *columns, 3, samples=4000)
+    theirs = paired_difference(np.arange(600) % 3, *columns, 3, Bootstrap(samples=4000))
     assert pair.difference.value == pytest.approx(theirs.value)
     ours = (pair.difference.low, pair.difference.high)
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.004)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from cxr_mlflow.evaluation.intervals import bootstrap_intervals, paired_difference
+from cxr_mlflow.evaluation.intervals import Bootstrap, bootstrap_intervals, paired_difference
 from cxr_mlflow.evaluation.metrics import evaluate
 
 CLASSES = ["A", "B", "C"]
@@ -37,7 +37,8 @@ def test_the_value_is_the_score_whatever_classes_are_missing(labels, seed):
     probabilities = np.eye(3)[y_pred] * 4 + noise
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     scores = evaluate(y_true, probabilities, CLASSES)
-    for key, interval in bootstrap_intervals(y_true, probabilities, CLASSES, samples=3).items():
+    found = bootstrap_intervals(y_true, probabilities, CLASSES, Bootstrap(samples=3))
+    for key, interval in found.items():
         assert interval.value == pytest.approx(scores[key], nan_ok=True), key
 
 
@@ -48,7 +49,7 @@ def test_every_interval_equals_a_bootstrap_done_image_by_image():
     y_true[:2] = 2  # so rare that some resamples lack it
     groups = generator.integers(100, 125, 40)
     intervals = bootstrap_intervals(
-        y_true, probabilities, CLASSES, groups=groups, samples=60, seed=5, level=0.8
+        y_true, probabilities, CLASSES, Bootstrap(groups=groups, samples=60, seed=5, level=0.8)
     )
     names = np.unique(groups)
     resampled = []
@@ -64,7 +65,7 @@ def test_every_interval_equals_a_bootstrap_done_image_by_image():
 def test_intervals_agree_with_scipy_bootstrap():
     y_true, probabilities = simulate(np.random.default_rng(0), 250)
     y_pred = probabilities.argmax(axis=1)
-    intervals = bootstrap_intervals(y_true, probabilities, CLASSES, samples=4000)
+    intervals = bootstrap_intervals(y_true, probabilities, CLASSES, Bootstrap(samples=4000))
 
     def f1_macro(truth, predicted):
         return f1_score(truth, predicted, average="macro")
@@ -84,7 +85,7 @@ def test_intervals_agree_with_scipy_bootstrap():
 def test_equal_seeds_give_equal_intervals_and_others_differ():
     y_true, probabilities = simulate(np.random.default_rng(0), 100)
     first, again, other = (
-        bootstrap_intervals(y_true, probabilities, CLASSES, samples=200, seed=seed)
+        bootstrap_intervals(y_true, probabilities, CLASSES, Bootstrap(samples=200, seed=seed))
         for seed in (1, 1, 2)
     )
     assert first == again
@@ -101,7 +102,7 @@ def coverage(copies, *, with_groups, runs=200, num_patients=80, accuracy=0.8):
         probabilities = np.eye(2)[np.where(right, y_true, 1 - y_true)]
         groups = np.repeat(np.arange(num_patients), copies) if with_groups else None
         interval = bootstrap_intervals(
-            y_true, probabilities, ["A", "B"], groups=groups, samples=300, seed=run
+            y_true, probabilities, ["A", "B"], Bootstrap(groups=groups, samples=300, seed=run)
         )["accuracy"]
         hits += interval.low <= accuracy <= interval.high
     return hits / runs
@@ -118,7 +119,7 @@ def test_groups_keep_duplicates_from_narrowing_the_intervals():
 
 def test_a_class_without_images_has_no_interval():
     intervals = bootstrap_intervals(
-        np.array([0, 1, 0, 1]), np.eye(3)[[0, 1, 1, 1]], CLASSES, samples=100
+        np.array([0, 1, 0, 1]), np.eye(3)[[0, 1, 1, 1]], CLASSES, Bootstrap(samples=100)
     )
     for key in ("f1/c", "f1_macro", "balanced_accuracy"):
         assert all(math.isnan(end) for end in (intervals[key].low, intervals[key].high)), key
@@ -146,11 +147,11 @@ def test_pairing_and_groups_reach_the_difference():
     y_true, probabilities = simulate(generator, 300, signal=2.5)
     good = probabilities.argmax(axis=1)
     worse = np.where(generator.random(300) < 0.1, (good + 1) % 3, good)
-    gain = paired_difference(y_true, good, worse, 3, seed=1)
-    alone = bootstrap_intervals(y_true, np.eye(3)[worse], CLASSES, seed=1)["f1_macro"]
+    gain = paired_difference(y_true, good, worse, 3, Bootstrap(seed=1))
+    alone = bootstrap_intervals(y_true, np.eye(3)[worse], CLASSES, Bootstrap(seed=1))["f1_macro"]
     assert gain.high - gain.low < alone.high - alone.low  # what is hard for both cancels
     copies = [np.repeat(labels, 4) for labels in (y_true, good, worse)]
-    grouped = paired_difference(*copies, 3, groups=np.repeat(np.arange(300), 4), seed=1)
+    grouped = paired_difference(*copies, 3, Bootstrap(groups=np.repeat(np.arange(300), 4), seed=1))
     assert (grouped.low, grouped.high) == pytest.approx((gain.low, gain.high))
 
 
@@ -172,9 +173,9 @@ def test_a_difference_that_was_not_measured_is_no_victory():
 def test_bad_options_are_refused_with_what_is_wrong(options, message):
     y_true = np.array([0, 1, 1])
     with pytest.raises(ValueError, match=message):
-        bootstrap_intervals(y_true, np.eye(2)[y_true], ["A", "B"], **options)
+        bootstrap_intervals(y_true, np.eye(2)[y_true], ["A", "B"], Bootstrap(**options))
     with pytest.raises(ValueError, match=message):
-        paired_difference(y_true, y_true, y_true, 2, **options)
+        paired_difference(y_true, y_true, y_true, 2, Bootstrap(**options))
 
 
 def test_predictions_of_another_length_are_refused():

@@ -20,6 +20,7 @@ from cxr_mlflow.config import RunConfig
 from cxr_mlflow.errors import InputError
 from cxr_mlflow.evaluation.assessment import assess
 from cxr_mlflow.evaluation.control_words import with_ends
+from cxr_mlflow.evaluation.intervals import Bootstrap
 from cxr_mlflow.evaluation.metrics import confusion
 from cxr_mlflow.evaluation.model_card import (
     DESCRIPTION_LIMIT,
@@ -63,9 +64,8 @@ def made_facts(classes=CLASSES, *, drop=None, sources=SOURCES, **changes):
         }
     )
     groups = np.arange(len(kept)) // 2 * 2  # pairs of neighbours are copies of one film
-    result = assess(
-        table, probabilities, classes, split="test", subtitle="", samples=100, groups=groups
-    )
+    how = Bootstrap(groups=groups, samples=100)
+    result = assess(table, probabilities, classes, split="test", subtitle="", how=how)
     predicted = probabilities.argmax(axis=1)
     summary = RunSummary(
         run_name="resnet18-oversample",
@@ -462,7 +462,8 @@ def subgroup_data():
 
 def test_subgroups_are_accuracy_and_recall_by_source():
     predictions = subgroup_data()
-    found = subgroups(predictions, ["COVID", "Normal"], samples=300).set_index(["source", "class"])
+    found = subgroups(predictions, ["COVID", "Normal"], Bootstrap(samples=300))
+    found = found.set_index(["source", "class"])
     assert found["images"].groupby("source").max().sum() == 400
     for (source, name), row in found.iterrows():
         here = predictions[predictions["source"] == source]
@@ -488,12 +489,12 @@ def test_subgroups_are_accuracy_and_recall_by_source():
 
 def test_a_subgroup_without_errors_is_not_called_certain():
     perfect = subgroup_data().assign(predicted=lambda table: table["true"])
-    found = subgroups(perfect, ["COVID", "Normal"], samples=100)
+    found = subgroups(perfect, ["COVID", "Normal"], Bootstrap(samples=100))
     row = found[(found["source"] == "B") & (found["class"] == "Normal")].iloc[0]
     low, high = proportion_confint(row["groups"], row["groups"], method="beta")
     assert (row["share"], row["low"], row["high"]) == pytest.approx((1, low, high))
     wrong = perfect.assign(predicted="Viral Pneumonia")
-    row = subgroups(wrong, ["COVID", "Normal"], samples=100).iloc[0]
+    row = subgroups(wrong, ["COVID", "Normal"], Bootstrap(samples=100)).iloc[0]
     assert (row["share"], row["low"]) == (0, 0)
     assert row["high"] == pytest.approx(proportion_confint(0, row["groups"], method="beta")[1])
 
@@ -503,8 +504,8 @@ def test_copies_of_one_film_are_one_witness_in_a_subgroup():
     fourfold = pd.concat([once] * 4, ignore_index=True)
     groups = np.tile(np.arange(400), 4)
     columns = ["source", "class", "groups", "share", "low", "high"]
-    expected = subgroups(once, ["COVID", "Normal"], samples=200)[columns]
-    found = subgroups(fourfold, ["COVID", "Normal"], groups=groups, samples=200)[columns]
+    expected = subgroups(once, ["COVID", "Normal"], Bootstrap(samples=200))[columns]
+    found = subgroups(fourfold, ["COVID", "Normal"], Bootstrap(groups=groups, samples=200))[columns]
     pd.testing.assert_frame_equal(found, expected)
 
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from cxr_mlflow.evaluation.intervals import bootstrap_intervals
+from cxr_mlflow.evaluation.intervals import Bootstrap, bootstrap_intervals
 from cxr_mlflow.evaluation.metrics import confusion, evaluate
 from cxr_mlflow.evaluation.note import NOTE_LIMIT
 from cxr_mlflow.evaluation.report import (
@@ -56,7 +56,7 @@ def summary(classes=CLASSES, *, drop=None, **changes):
         num_test=len(y_true),
         classes=classes,
         metrics=evaluate(y_true, probabilities, classes),
-        intervals=bootstrap_intervals(y_true, probabilities, classes, samples=100),
+        intervals=bootstrap_intervals(y_true, probabilities, classes, Bootstrap(samples=100)),
         confusion=confusion(y_true, probabilities.argmax(axis=1), len(classes)),
         warnings=[SYNTHETIC, NOT_CONTROLLED],
         num_duplicate_groups=3,

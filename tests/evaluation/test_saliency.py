@@ -10,6 +10,7 @@ import torch
 from matplotlib.container import BarContainer
 from matplotlib.text import Text
 
+from cxr_mlflow.evaluation.intervals import Bootstrap
 from cxr_mlflow.evaluation.saliency import (
     Panel,
     enlarge,
@@ -70,10 +71,14 @@ def test_a_map_without_anything_positive_is_not_measured_and_not_counted():
     heat = np.stack([-np.ones((4, 4)), np.ones((4, 4))])
     shares = share_inside(heat, two_lungs(2))
     assert np.isnan(shares).tolist() == [True, False]
-    scores = saliency_scores(shares, np.full(2, 0.25), np.zeros(2, int), CLASSES, samples=50)
+    scores = saliency_scores(
+        shares, np.full(2, 0.25), np.zeros(2, int), CLASSES, Bootstrap(samples=50)
+    )
     assert scores["in_lungs/covid"].value == shares[1]
     assert np.isnan(scores["in_lungs/normal"].value)
-    nothing = saliency_scores(shares[:1], np.ones(1), np.zeros(1, int), CLASSES, samples=50)
+    nothing = saliency_scores(
+        shares[:1], np.ones(1), np.zeros(1, int), CLASSES, Bootstrap(samples=50)
+    )
     assert nothing.keys() == scores.keys()
     assert all(np.isnan(score.value) for score in nothing.values())
 
@@ -93,7 +98,7 @@ def measured():
 
 def test_scores_are_means_by_class_with_the_interval_of_the_mean(measured):
     shares, areas, labels = measured
-    scores = saliency_scores(shares, areas, labels, CLASSES, samples=2000)
+    scores = saliency_scores(shares, areas, labels, CLASSES)
     own = labels == 0
     assert scores["in_lungs/covid"].value == pytest.approx(shares[own].mean())
     assert scores["area/covid"].value == pytest.approx(areas[own].mean())
@@ -108,14 +113,16 @@ def test_copies_of_a_film_do_not_narrow_the_interval(measured):
     shares, areas, labels = measured
     once = saliency_scores(shares, areas, labels, CLASSES)["in_lungs/normal"]
     tripled = saliency_scores(
-        *(np.tile(values, 3) for values in measured), CLASSES, groups=np.tile(np.arange(300), 3)
+        *(np.tile(values, 3) for values in measured),
+        CLASSES,
+        Bootstrap(groups=np.tile(np.arange(300), 3)),
     )["in_lungs/normal"]
     assert (tripled.low, tripled.high) == pytest.approx((once.low, once.high))
 
 
 def test_keys_and_words_tell_the_numbers_and_how_many_images(measured):
     shares, areas, labels = measured
-    scores = saliency_scores(shares, areas, labels, CLASSES, samples=100)
+    scores = saliency_scores(shares, areas, labels, CLASSES, Bootstrap(samples=100))
     metrics = saliency_metrics(scores, np.array([150, 150, 0]), CLASSES)
     inside = scores["in_lungs/covid"]
     assert metrics["saliency/in_lungs/covid"] == inside.value
@@ -158,7 +165,7 @@ def panels(num: int, mask: bool = True) -> list[Panel]:
 
 def figures(classes):
     shares = np.linspace(0.2, 0.7, 30)
-    scores = saliency_scores(shares, shares / 2, np.arange(30) % 2, classes, samples=50)
+    scores = saliency_scores(shares, shares / 2, np.arange(30) % 2, classes, Bootstrap(samples=50))
     rows = [panels(5), panels(2, mask=False), []]
     return {
         "sheet": plot_heat_sheet(rows, classes, title="Grad-CAM of images", subtitle=SUBTITLE),

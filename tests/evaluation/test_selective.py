@@ -10,6 +10,7 @@ from scipy import stats
 from scipy.special import softmax
 
 from cxr_mlflow.evaluation.conformal import conformal_thresholds, prediction_sets, set_scores
+from cxr_mlflow.evaluation.intervals import Bootstrap
 from cxr_mlflow.evaluation.selective import choose_threshold, risk_coverage, selective_scores
 
 CLASSES = ["A", "B", "C"]
@@ -106,8 +107,8 @@ def labelled(num_images, seed, *, weights=(0.2, 0.3, 0.5), sharp=1.5):
 def test_checked_scores_are_counts_and_intervals_are_a_bootstrap_by_hand():
     y_true, probabilities = labelled(150, 0)
     groups = np.random.default_rng(1).integers(0, 100, 150)
-    options = {"groups": groups, "samples": 40, "seed": 5, "level": 0.8}
-    scores = selective_scores(y_true, probabilities, CLASSES, 0.7, **options)
+    how = Bootstrap(groups=groups, samples=40, seed=5, level=0.8)
+    scores = selective_scores(y_true, probabilities, CLASSES, 0.7, how)
     sure = probabilities.max(axis=1) >= 0.7
     wrong = probabilities.argmax(axis=1) != y_true
     names = np.unique(groups)
@@ -133,7 +134,7 @@ def test_checked_scores_are_counts_and_intervals_are_a_bootstrap_by_hand():
 
 def test_a_model_that_never_answers_has_no_risk_to_tell():
     y_true, probabilities = labelled(60, 0)
-    scores = selective_scores(y_true, probabilities, CLASSES, math.inf, samples=10)
+    scores = selective_scores(y_true, probabilities, CLASSES, math.inf, Bootstrap(samples=10))
     assert scores["selective_coverage"].value == 0
     assert math.isnan(scores["selective_risk"].value)
 
@@ -187,16 +188,15 @@ def test_promise_and_check_count_in_the_same_unit():
     right = probabilities.argmax(axis=1) == y_true
     told = choose_threshold(probabilities.max(axis=1), right, risk=0.3, groups=groups)
     found = selective_scores(
-        y_true, probabilities, CLASSES, told.threshold, groups=groups, samples=10
+        y_true, probabilities, CLASSES, told.threshold, Bootstrap(groups=groups, samples=10)
     )
     assert found["selective_risk"].value == pytest.approx(told.observed_risk)
     assert found["selective_coverage"].value == pytest.approx(told.coverage)
     thresholds = conformal_thresholds(
         y_true, probabilities, coverage=0.9, per_class=True, groups=groups
     )
-    held = set_scores(
-        y_true, prediction_sets(probabilities, thresholds), CLASSES, groups=groups, samples=10
-    )
+    sets = prediction_sets(probabilities, thresholds)
+    held = set_scores(y_true, sets, CLASSES, Bootstrap(groups=groups, samples=10))
     for c, key in enumerate("abc"):
         films = (y_true[:200] == c).sum()
         assert held[f"set_coverage/{key}"].value == pytest.approx(
@@ -206,7 +206,7 @@ def test_promise_and_check_count_in_the_same_unit():
 
 def test_a_film_is_held_only_if_the_sets_of_all_its_copies_hold_it():
     sets, y_true = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], bool), np.zeros(3, int)
-    scores = set_scores(y_true, sets, CLASSES, groups=np.array([0, 0, 1]), samples=10)
+    scores = set_scores(y_true, sets, CLASSES, Bootstrap(groups=np.array([0, 0, 1]), samples=10))
     assert scores["set_coverage"].value == 0.5
     assert scores["set_single"].value == 1
 
@@ -214,7 +214,7 @@ def test_a_film_is_held_only_if_the_sets_of_all_its_copies_hold_it():
 def test_set_scores_count():
     sets = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1]], bool)
     y_true = np.array([0, 1, 1, 1])
-    scores = set_scores(y_true, sets, CLASSES, samples=20)
+    scores = set_scores(y_true, sets, CLASSES, Bootstrap(samples=20))
     values = {key: interval.value for key, interval in scores.items()}
     assert values["set_coverage"] == 0.75
     assert values["set_coverage/b"] == pytest.approx(2 / 3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
+from cxr_mlflow.evaluation.intervals import Bootstrap
 from cxr_mlflow.evaluation.sources import (
     never_within,
     within_lines,
@@ -41,7 +42,7 @@ def test_a_model_that_reads_the_source_is_caught_within_it(rsna_and_children):
     shortcut = np.eye(4)[[best[source] for source in sources]] + rng.uniform(0, 0.2, (410, 4))
     shortcut /= shortcut.sum(axis=1, keepdims=True)
     assert (shortcut.argmax(axis=1) == labels).mean() > 0.6, "it looks like a model"
-    for found in within_sources(labels, shortcut, sources, CLASSES, samples=500):
+    for found in within_sources(labels, shortcut, sources, CLASSES, Bootstrap(samples=500)):
         assert found.roc_auc.low < 0.5 < found.roc_auc.high
 
 
@@ -50,7 +51,7 @@ def test_a_model_that_reads_the_lungs_is_not_accused(rsna_and_children):
     rng = np.random.default_rng(1)
     honest = 0.6 * np.eye(4)[labels] + rng.uniform(0, 0.5, (410, 4))
     honest /= honest.sum(axis=1, keepdims=True)
-    found = within_sources(labels, honest, sources, CLASSES, samples=500)
+    found = within_sources(labels, honest, sources, CLASSES, Bootstrap(samples=500))
     assert [each.source for each in found] == ["rsna", "kermany"]
     assert [each.classes for each in found] == [
         ("Lung_Opacity", "Normal"),
@@ -63,7 +64,7 @@ def test_scores_within_a_source_are_among_its_own_classes(rsna_and_children):
     labels, sources = rsna_and_children
     rng = np.random.default_rng(2)
     probabilities = rng.dirichlet(np.ones(4), len(labels))
-    (rsna, _) = within_sources(labels, probabilities, sources, CLASSES, samples=200)
+    (rsna, _) = within_sources(labels, probabilities, sources, CLASSES, Bootstrap(samples=200))
     rows = np.array(sources) == "rsna"
     opacity, normal = probabilities[rows, 1], probabilities[rows, 2]
     truth = labels[rows] == 2
@@ -92,7 +93,7 @@ def test_a_list_that_does_not_fit_is_said_beside_the_scores_that_rest_on_it(rsna
     labels, sources = rsna_and_children
     rng = np.random.default_rng(2)
     probabilities = rng.dirichlet(np.ones(4), 410)
-    found = within_sources(labels, probabilities, sources, CLASSES, samples=100)
+    found = within_sources(labels, probabilities, sources, CLASSES, Bootstrap(samples=100))
     doubt = "; but the listed sources of Normal do not fit its films"
     lines = within_lines(found, [], {"Normal": ("kermany", "elsewhere")})
     assert lines["within kermany"].endswith(doubt)
