@@ -43,6 +43,13 @@ def choose(done: Mapping[Cell, Child]) -> Cell:
 def register_best(plan: Plan, study: Study, done: Mapping[Cell, Child]) -> tuple[Cell, str]:
     """Register the model of the best cell.
 
+    Parameters
+    ----------
+    plan : Plan
+    study : Study
+    done : mapping of Cell to Child
+        Finished cells and their runs; at least one.
+
     Returns
     -------
     cell : Cell
