@@ -220,7 +220,19 @@ def caption(films: Films, name: str, num_classes: int) -> str:
 def judge(
     films: Films, predictor: Predictor, predicted: pd.DataFrame, *, name: str, how: Bootstrap
 ) -> Assessment:
-    """Score what the model answered, with the averages over the classes that are there."""
+    """Score what the model answered, with the averages over the classes that are there.
+
+    Parameters
+    ----------
+    films : Films
+    predictor : Predictor
+    predicted : DataFrame of N rows
+        What `score` answered for `films.table`.
+    name : str
+        Of the evaluation, for the figures.
+    how : Bootstrap
+        With the groups of `films`.
+    """
     classes = predictor.classes
     columns = [f"p_{slug(each)}" for each in classes]
     result = assess(

@@ -70,7 +70,20 @@ class Calibration:
     def add_columns(
         self, predictions: pd.DataFrame, probabilities: Array, classes: Sequence[str]
     ) -> pd.DataFrame:
-        """Add to a table of predictions what the served model says beside the label."""
+        """Add to a table of predictions what the served model says beside the label.
+
+        Parameters
+        ----------
+        predictions : DataFrame of N rows
+        probabilities : float array of shape (N, C)
+            Calibrated.
+        classes : sequence of C names
+
+        Returns
+        -------
+        DataFrame
+            A copy, with columns `abstain` (bool) and `prediction_set` (names, joined).
+        """
         names = np.array(classes, dtype=object)
         sets = prediction_sets(probabilities, self.set_thresholds)
         return predictions.assign(

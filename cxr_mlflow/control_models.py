@@ -152,7 +152,17 @@ def modes_of(asked: ControlConfig, own: str) -> list[str]:
 def budget_lines(
     modes: Sequence[str], left: Sequence[str], budget: int, own: int, seconds: Sequence[float]
 ) -> list[str]:
-    """Say before anything is trained what it will cost, by what the run's own epochs took."""
+    """Say before anything is trained what it will cost, by what the run's own epochs took.
+
+    Parameters
+    ----------
+    modes, left : sequence of str
+        Mask modes of the controls asked for, and those of them that are to be trained.
+    budget, own : int
+        Most epochs of a control, and of the run itself.
+    seconds : sequence of float
+        What each epoch of the run took; empty if it does not tell.
+    """
     finished = len(modes) - len(left)
     lines = [f"finished already: {finished} of {len(modes)}"] if finished else []
     if not left:
@@ -183,7 +193,17 @@ def config_of(asked: ControlConfig) -> RunConfig:
 
 
 def control_cell(config: RunConfig, mode: str, epochs: int) -> Cell:
-    """The same recipe on another view of the images."""
+    """The same recipe on another view of the images.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run that is controlled.
+    mode : str
+        Mask mode of the control.
+    epochs : int
+        Most of them; 0: as many as `config` says.
+    """
     name = f"control-{mode}-of-{config.model.model}-{config.train.strategy}-seed{config.train.seed}"
     return Cell(
         mode,

@@ -232,7 +232,16 @@ def summarize(
 def closing_lines(
     summary: RunSummary, run: JournaledLog, tracking_uri: str, became: str
 ) -> list[str]:
-    """Write the last lines of a run: scores, where its pictures are, the model."""
+    """Write the last lines of a run: scores, where its pictures are, the model.
+
+    Parameters
+    ----------
+    summary : RunSummary
+    run : JournaledLog
+    tracking_uri : str
+    became : str
+        What became of the model, in words.
+    """
     return [
         "",
         *summary_lines(summary),

@@ -207,7 +207,12 @@ def probe_sources(
     has two sources with enough films among them. An 8 x 8 thumbnail of what the network sees is
     probed alike: what it tells, any network is given on a plate.
 
-    Parameters as of `explain_trained`; `doubted` names classes whose listed sources do not fit.
+    Parameters
+    ----------
+    network, study, mask_mode, device, samples
+        As of `explain_trained`.
+    doubted : collection of str
+        Classes whose listed sources do not fit their films.
 
     Returns
     -------

@@ -154,7 +154,17 @@ def copies_in_words(copies: Copies, num_asked: int, seen: Fingerprints) -> str:
 def label(
     table: pd.DataFrame, class_map: Mapping[str, str | None], classes: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Number the classes of a catalog's table as the model does."""
+    """Number the classes of a catalog's table as the model does.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of images that the map does not leave out.
+    class_map : mapping of str to str
+        Folder -> class of the model.
+    classes : tuple of str
+        Of the model, in index order.
+    """
     place = {name: number for number, name in enumerate(classes)}
     return table.assign(label=table["class_name"].map(class_map).map(place).astype(np.int64))
 
@@ -166,7 +176,27 @@ def find_split(
     origin: Origin | None,
     folder: Path,
 ) -> Split | None:
-    """Read the split whose test images are scored; None for all images."""
+    """Read the split whose test images are scored; None for all images.
+
+    Parameters
+    ----------
+    asked : EvaluateConfig
+        All images, or the test images only.
+    data : DataConfig
+        May name the file of the split.
+    catalog : Catalog
+        The split must be of its images.
+    origin : Origin or None
+        The training run; its own split is read where no file is named.
+    folder : Path
+        For what is fetched from that run.
+
+    Raises
+    ------
+    InputError
+        If a split is named that is not asked for, or the one asked for is not to be had or does not
+        fit the images.
+    """
     if asked.subset == "all":
         if data.split_file != NONE:
             raise InputError("--split-file is for --subset test; with --subset all leave it out")
@@ -190,6 +220,16 @@ def refuse_bad_files(
     catalog: Catalog, class_map: Mapping[str, str | None], mask_mode: str, *, skip: bool
 ) -> None:
     """Refuse damaged files of the classes that are scored, or all that is left without them.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    class_map : mapping of str to str or None
+        Folder -> class of the model; None: not scored, so that its files do not matter.
+    mask_mode : str
+        That the model was trained with.
+    skip : bool
+        Whether to go on without such files.
 
     Raises
     ------

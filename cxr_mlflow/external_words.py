@@ -108,7 +108,16 @@ def score_lines(
     classes: Sequence[str],
     num_images: int,
 ) -> list[str]:
-    """Write the first of the last lines in the terminal: scores over the classes that are there."""
+    """Write the first of the last lines in the terminal: scores over the classes that are there.
+
+    Parameters
+    ----------
+    metrics, intervals : mapping
+        Of `evaluation.present.over_present` where classes are absent.
+    present, classes : sequence of str
+        Classes that have images, and all of the model.
+    num_images : int
+    """
     over = "" if len(present) == len(classes) else f" over {len(present)} of {len(classes)} classes"
     f1, areas = intervals["f1_macro"], []
     for name in present:

@@ -113,7 +113,17 @@ def grad_cam(
 def last_features(
     network: nn.Module, images: RadiographDataset, places: Places, *, device: torch.device
 ) -> Floats:
-    """What the last layer of a network reads of some images, float32 (N, D)."""
+    """What the last layer of a network reads of some images, float32 (N, D).
+
+    Parameters
+    ----------
+    network : nn.Module
+        On `device`; left as it was.
+    images : RadiographDataset
+    places : int64 array of shape (N,)
+        Which of `images`.
+    device : torch.device
+    """
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     taken: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].cpu()))

@@ -194,6 +194,15 @@ def freeze_first(name: str, loaded: LoadedModel, portions: int) -> None:
     Batch normalisation in them goes on to follow the images: its running mean and variance are
     no weights.
 
+    Parameters
+    ----------
+    name : str
+        A key of `MODELS`.
+    loaded : LoadedModel
+        Its network is changed in place.
+    portions : int
+        How many of `FREEZABLE`, from the input on.
+
     Raises
     ------
     InputError

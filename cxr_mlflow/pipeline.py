@@ -244,7 +244,24 @@ def judge(
     test_logits: NDArray[np.float64],
     prior: Prior,
 ) -> tuple[Calibration, CalibrationCheck, Assessment]:
-    """Calibrate on the validation images, then score the test images with it."""
+    """Calibrate on the validation images, then score the test images with it.
+
+    Parameters
+    ----------
+    plan : Plan
+    val_logits, test_logits : float64 arrays of shape (N, C)
+        In the order of `plan.study.split.rows`, with the prior correction in them.
+    prior : Prior
+        That correction; it goes into the served model.
+
+    Returns
+    -------
+    fitted : Calibration
+    checked : CalibrationCheck
+        Of `fitted`, on the test images.
+    result : Assessment
+        Of the calibrated probabilities of the test images, with the figures of `checked`.
+    """
     study, config = plan.study, plan.config
     classes = study.catalog.classes
     rows = {split: study.split.rows(split) for split in ("val", "test")}

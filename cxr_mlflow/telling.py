@@ -132,7 +132,19 @@ def draw_sheets(run: Log, plan: Plan, trained: Trained, result: Assessment) -> N
 def tell_network(
     run: JournaledRun, plan: Plan, trained: Trained, fitted: Calibration, result: Assessment
 ) -> None:
-    """Tell the run of the weights, of the exported network as an MLflow model, and of its gate."""
+    """Tell the run of the weights, of the exported network as an MLflow model, and of its gate.
+
+    Parameters
+    ----------
+    run : JournaledRun
+    plan : Plan
+    trained : Trained
+        Its network is copied, not touched.
+    fitted : Calibration
+        Goes into the model.
+    result : Assessment
+        Of the test images: its first probabilities are what the gate expects of the model.
+    """
     about = plan.about_model() | {"journal": run.journal.folder.parent.name}
     if "run_id" in run.journal.remote:
         about["run_id"] = run.run_id

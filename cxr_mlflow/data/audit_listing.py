@@ -235,6 +235,13 @@ def _unmeasured(class_name: str, num_sources: int, num_images: int) -> Listing:
 def roc_auc(scores: Array, positive: NDArray[np.bool_], groups: NDArray[np.int64]) -> Estimate:
     """Area under the ROC curve, with groups of near-duplicates as the units of its interval.
 
+    Parameters
+    ----------
+    scores : float array of shape (N,)
+    positive : bool array of shape (N,)
+        Some of the images, not all.
+    groups : int64 array of shape (N,)
+
     References
     ----------
     DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or more correlated receiver

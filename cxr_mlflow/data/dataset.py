@@ -127,6 +127,14 @@ class EpochSampler(Sampler[Draw]):
 
     Call `start_at` before iterating. With `draw_weights` images are drawn with replacement by
     torch's `WeightedRandomSampler`; without, each occurs once, shuffled.
+
+    Parameters
+    ----------
+    size : int
+        Images to draw from; an epoch draws as many.
+    seed : int
+    draw_weights : float64 array of shape (size,) or None
+        Chance of each image to be drawn, unnormalised.
     """
 
     def __init__(self, size: int, *, seed: int, draw_weights: NDArray[np.float64] | None) -> None:
@@ -176,7 +184,21 @@ def collate(samples: list[tuple[NDArray[np.uint8], int]]) -> tuple[Tensor, Tenso
 def build_loader(
     dataset: RadiographDataset, sampler: Sampler[Draw], *, batch_size: int, workers: int
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Loader whose batches do not depend on the number of workers."""
+    """Loader whose batches do not depend on the number of workers.
+
+    Parameters
+    ----------
+    dataset : RadiographDataset
+    sampler : Sampler of Draw
+    batch_size : int
+    workers : int
+        Processes that decode and augment; 0: the one that trains.
+
+    Returns
+    -------
+    DataLoader
+        Of images uint8 (B, 1, S, S) and labels int64 (B,).
+    """
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch_size,

@@ -34,7 +34,18 @@ class Pairs(NamedTuple):
 def pair_with_masks(
     layout: Layout, readings: pa.Table, masks_needed: bool, problems: list[Problem]
 ) -> Pairs:
-    """Join images to masks: all at once where nothing is wrong, else one by one."""
+    """Join images to masks: all at once where nothing is wrong, else one by one.
+
+    Parameters
+    ----------
+    layout : Layout
+    readings : pa.Table
+        Of `layout.files`, row by row.
+    masks_needed : bool
+        Whether an image without a usable mask cannot be used.
+    problems : list of Problem
+        What is found is added to it.
+    """
     ids, is_mask = image_ids(layout.files), layout.files["is_mask"].to_numpy()
     images, masks = _sort(layout, np.flatnonzero(~is_mask)), np.flatnonzero(is_mask)
     names, mask_names = ids.take(images), ids.take(masks)
@@ -137,7 +148,15 @@ def _why_not_usable(image: Reading, masks: list[Reading]) -> tuple[str, str] | N
 def compare_images(
     layout: Layout, pairs: Pairs, readings: pa.Table, problems: list[Problem]
 ) -> None:
-    """Find images with exactly the same pixels, within a class and across."""
+    """Find images with exactly the same pixels, within a class and across.
+
+    Parameters
+    ----------
+    layout, readings, problems
+        As of `pair_with_masks`.
+    pairs : Pairs
+        What that returned.
+    """
     hashes = readings["pixel_hash"].combine_chunks().take(pairs.images)
     rows = pairs.images[_repeated(hashes)]
     names = layout.files["class_name"].iloc[rows]

@@ -112,7 +112,19 @@ def scan_files(
 
 
 def read_file(root: Path, path: str, is_mask: bool, size: int, mtime_ns: int) -> Reading:
-    """Decode one file and describe it; what is wrong with it goes into the reading."""
+    """Decode one file and describe it; what is wrong with it goes into the reading.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the data set.
+    path : str
+        Below it.
+    is_mask : bool
+        Of a mask no thumbnail is kept.
+    size, mtime_ns : int
+        Bytes and time of change: while the file has these, the reading holds.
+    """
     try:
         pixels = decode_grey(root / path)
     except BadImage as error:
@@ -240,6 +252,14 @@ def scan_metadata(
     root: Path, classes: Sequence[str], *, cache_dir: Path
 ) -> tuple[dict[str, dict[str, str]], list[Problem]]:
     """Read the metadata table of every class, again only where it changed.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the data set.
+    classes : sequence of str
+    cache_dir : Path
+        What was read is kept there.
 
     Returns
     -------

@@ -180,6 +180,14 @@ def in_threads(
 
     Decoding and hashing release the interpreter lock, so threads use all cores. Memory is that of
     `ahead` results, however long `items` is.
+
+    Parameters
+    ----------
+    work : callable
+        Called in other threads, several at a time.
+    items : iterable
+    ahead : int
+        Most results under way.
     """
     pool = ThreadPoolExecutor(NUM_THREADS)
     pending: deque[Future[Result]] = deque()

@@ -17,7 +17,17 @@ Array = NDArray[np.float64]
 def count_cells(
     y_true: NDArray[np.int64], y_pred: NDArray[np.int64], members: NDArray[np.int64], c: int
 ) -> Array:
-    """Confusion matrix of each group, flat: float64 (G, C * C), rows of it true classes."""
+    """Confusion matrix of each group, flat: float64 (G, C * C), rows of it true classes.
+
+    Parameters
+    ----------
+    y_true, y_pred : int64 arrays of shape (N,)
+        True and predicted class indices in [0, C).
+    members : int64 array of shape (N,)
+        Group of each image, 0..G-1.
+    c : int
+        C.
+    """
     num_groups = int(members.max()) + 1
     flat = (members * c + y_true) * c + y_pred
     return np.bincount(flat, minlength=num_groups * c * c).reshape(num_groups, -1).astype(float)

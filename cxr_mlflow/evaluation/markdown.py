@@ -32,6 +32,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int | No
     """A Markdown table; the first `words` columns are aligned as words, the others as numbers.
 
     Cells are escaped, unless they are `Markdown`.
+
+    Parameters
+    ----------
+    head : sequence of str
+    rows : sequence of sequences of str
+        Each as long as `head`; an empty cell reads as not measured.
+    words : int, optional
+        All columns by default.
     """
     words = len(head) if words is None else words
     lines = [[escape(cell) or NOT_MEASURED for cell in row] for row in (head, *rows)]

@@ -52,6 +52,13 @@ def class_slugs(classes: Sequence[str]) -> list[str]:
 def check_labels(labels: Labels, num_classes: int, name: str = "y_true") -> NDArray[np.int64]:
     """Return class indices as int64 (N,), or say what is wrong with them.
 
+    Parameters
+    ----------
+    labels : integer array of shape (N,)
+    num_classes : int
+    name : str
+        What the message calls the array.
+
     Raises
     ------
     ValueError
@@ -74,6 +81,14 @@ def check_predictions(
     y_true: Labels, probabilities: Floats, num_classes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return (y_true int64 (N,), probabilities float64 (N, C) whose rows sum to 1 exactly).
+
+    Parameters
+    ----------
+    y_true : integer array of shape (N,)
+        True class indices in [0, C).
+    probabilities : float array of shape (N, C)
+    num_classes : int
+        C.
 
     Raises
     ------

@@ -170,7 +170,10 @@ def saliency_metrics(
 def saliency_line(
     scores: dict[str, Interval], counts: NDArray[np.int64], classes: Sequence[str]
 ) -> str:
-    """Say in a line how much of the saliency lies inside the lungs, class by class."""
+    """Say in a line how much of the saliency lies inside the lungs, class by class.
+
+    Parameters as of `saliency_metrics`.
+    """
     told, missing = [], []
     for name, key, count in zip(classes, class_slugs(classes), counts, strict=True):
         if not count:

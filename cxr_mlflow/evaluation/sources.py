@@ -91,6 +91,13 @@ def never_within(labels: Labels, sources: Sequence[str], classes: Sequence[str])
     """Classes without an image in a source that also has another class.
 
     Nothing measured on such data can show that a score of theirs is not the source's.
+
+    Parameters
+    ----------
+    labels : integer array of shape (N,)
+    sources : sequence of N texts
+        `UNKNOWN` is none of them.
+    classes : sequence of C names
     """
     labels, told = np.asarray(labels), np.asarray(sources, dtype=object)
     shared: set[int] = set()

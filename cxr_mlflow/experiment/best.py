@@ -48,6 +48,13 @@ def choose(done: Mapping[Cell, Child]) -> Cell | None:
 def register_best(plan: Plan, study: Study, done: Mapping[Cell, Child]) -> tuple[Cell | None, str]:
     """Register the model of the best cell.
 
+    Parameters
+    ----------
+    plan : Plan
+    study : Study
+    done : mapping of Cell to Child
+        Finished cells and their runs; at least one.
+
     Returns
     -------
     cell : Cell or None

@@ -39,6 +39,16 @@ def tell_beginning(
     """Tell with what an experiment is run, and what is asked for; it is not complete now.
 
     Parameters of a run cannot change, so those of the first session stand; tags tell the newest.
+
+    Parameters
+    ----------
+    run : Tracker
+        The parent run.
+    asked : ExperimentConfig
+    plan : Plan
+    study : Study
+    keys : mapping of Cell to str
+        By which the run of each cell is found again.
     """
     told = asked_for(asked, plan, study)
     known = get_run(run.run_id).data.params

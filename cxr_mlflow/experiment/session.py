@@ -94,7 +94,20 @@ def run_plan(asked: ExperimentConfig, experiment: str) -> Result:
 def conducted(
     conductor: Conductor, to_do: list[Cell], tags: Mapping[str, str], run_id: str | None, uri: str
 ) -> Result:
-    """Conduct within the parent run, an earlier one if its id is given; say how it ended."""
+    """Conduct within the parent run, an earlier one if its id is given; say how it ended.
+
+    Parameters
+    ----------
+    conductor : Conductor
+    to_do : list of Cell
+        Those that have no finished run.
+    tags : mapping of str to str
+        Of the parent run.
+    run_id : str or None
+        None: a new parent run is opened.
+    uri : str
+        Of the tracking store.
+    """
     plan, board = conductor.plan, conductor.board
     told = silent = ""
     status = COMPLETED

@@ -72,7 +72,22 @@ def predict_table(scorer: Scorer, data: Any) -> pd.DataFrame:
 def tabulate(
     probabilities: NDArray[np.float32], config: ScorerConfig, index: pd.Index | None = None
 ) -> pd.DataFrame:
-    """Table of predictions from probabilities (N, C)."""
+    """Table of predictions from probabilities (N, C).
+
+    Parameters
+    ----------
+    probabilities : float32 array of shape (N, C)
+        Calibrated.
+    config : ScorerConfig
+    index : pd.Index, optional
+        Of the table; 0 to N - 1 by default.
+
+    Returns
+    -------
+    DataFrame of N rows
+        `label`, `confidence`, `p_<class slug>` of each class, and, where the model carries
+        thresholds, `abstain` and `prediction_set`.
+    """
     best = probabilities.argmax(axis=1)
     confidence = probabilities[np.arange(len(best)), best]
     columns: dict[str, Any] = {

@@ -162,6 +162,15 @@ def answer(
 ) -> Answer:
     """Take a request's body, score its images, and reply as MLflow's scoring server does.
 
+    Parameters
+    ----------
+    scorer : Scorer
+    take : callable
+        Gives the body, once.
+    limits : ServeConfig
+        What a request may hold.
+    deadline : Deadline
+
     Raises
     ------
     Refused

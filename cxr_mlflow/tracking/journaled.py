@@ -140,7 +140,19 @@ class JournaledLog(Log):
         *,
         files: Mapping[str, bytes | Path] | None = None,
     ) -> None:
-        """Add a record, and keep its files, unless an earlier attempt added one of that name."""
+        """Add a record, and keep its files, unless an earlier attempt added one of that name.
+
+        Parameters
+        ----------
+        verb : str
+            Kind of record; names its handler.
+        name : str
+            By which a record is found again.
+        told : mapping
+            The record itself; JSON.
+        files : mapping of str to bytes or Path, optional
+            Path within the journal -> content, or the file or folder to copy.
+        """
         if name not in self._once:
             for file, content in (files or {}).items():
                 self.journal.keep(file, content)

@@ -20,7 +20,20 @@ LONGEST_SECONDS = 300.0
 
 
 def main(run_id: str, status: str, end_time: int, starter: int, birth: float) -> None:
-    """Wait until `mlflow run` is gone, then take back the FAILED that it wrote."""
+    """Wait until `mlflow run` is gone, then take back the FAILED that it wrote.
+
+    Parameters
+    ----------
+    run_id : str
+    status : str
+        What the run is to end as.
+    end_time : int
+        Milliseconds since 1970.
+    starter : int
+        Process id of `mlflow run`.
+    birth : float
+        When it was started, see `processes.birth_of`: an id may be used again.
+    """
     deadline = time.monotonic() + LONGEST_SECONDS
     while birth_of(starter) == birth and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

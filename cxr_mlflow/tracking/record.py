@@ -31,7 +31,8 @@ def record_start(
 
     Parameters
     ----------
-    params : mapping
+    tracker : Log
+    params : mapping of str to str
         The whole config, digests, commit, versions.
     config : mapping
         The same config by sections, kept as `config.json`.
@@ -51,7 +52,18 @@ def record_start(
 def record_epoch(
     tracker: Log, epoch: int, metrics: Mapping[str, float], draws: Mapping[str, int]
 ) -> None:
-    """After an epoch: its metrics, and how often each class was drawn."""
+    """After an epoch: its metrics, and how often each class was drawn.
+
+    Parameters
+    ----------
+    tracker : Log
+    epoch : int
+        From 1; the step of the numbers.
+    metrics : mapping of str to float
+        Under the keys they are logged by.
+    draws : mapping of str to int
+        Class name -> images drawn.
+    """
     drawn = {f"train/drawn/{slug(name)}": float(count) for name, count in draws.items()}
     tracker.log_metrics({**metrics, **drawn}, step=epoch)
 
@@ -74,7 +86,18 @@ def record_end(
     note: str = "",
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Last of all: the numbers as a file, what is known only at the end, the note."""
+    """Last of all: the numbers as a file, what is known only at the end, the note.
+
+    Parameters
+    ----------
+    tracker : Log
+    metrics_json : mapping
+        Of `report.metrics_json`.
+    metrics : mapping of str to float
+    note : str
+        Markdown; empty: it is written by somebody else.
+    tags : mapping of str to str, optional
+    """
     tracker.log_metrics(metrics)
     tracker.log_json(metrics_json, "metrics.json")
     tracker.set_tags(tags or {})
@@ -104,8 +127,11 @@ def record_comparison(
 
     Parameters
     ----------
+    tracker : Tracker
+        Of the parent run.
     texts, tables, figures : mapping of file name to content
-        Go to the folder `comparison`; figures also where the UI compares pictures.
+        Go to the folder `comparison`; figures, named without an ending, also where the UI compares
+        pictures.
     metrics, tags : mapping
     """
     for name, text in texts.items():

@@ -60,6 +60,14 @@ def digest_of_test(run: Run, name: str) -> str:
 def as_tested(run: Run, row: str, word: str = "") -> TestedRun:
     """Read what a run predicted, as a run of a row that `word` names.
 
+    Parameters
+    ----------
+    run : Run
+    row : str
+        Label of the configuration.
+    word : str
+        What names the run on the command line; empty: the start of its id.
+
     Raises
     ------
     NotComparable
@@ -124,6 +132,14 @@ def run_behind(
     client: mlflow.MlflowClient, version: object, run_id: str | None, model_id: str | None
 ) -> str:
     """Id of the run that made a registered version.
+
+    Parameters
+    ----------
+    client : MlflowClient
+    version : object
+        As the message calls it.
+    run_id, model_id : str or None
+        What the version tells of the run, or else of the logged model, that it was made from.
 
     Raises
     ------

@@ -55,7 +55,18 @@ class Log(ABC):
 
     @abstractmethod
     def log_dataset(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
-        """Log a table of images as an MLflow dataset input of the run."""
+        """Log a table of images as an MLflow dataset input of the run.
+
+        Parameters
+        ----------
+        table : DataFrame
+            A row for each image, with a column `class_name`.
+        name : str
+        digest : str
+            Of the data set; its first 36 characters are kept.
+        context : str
+            What the images are for: "training", "validation" or "testing".
+        """
 
     def log_text(self, text: str, path: str) -> None:
         """Log a text file."""
@@ -180,7 +191,15 @@ class Tracker(Log):
     def forget(
         self, *, tags: Iterable[str] = (), metrics: Iterable[str] = (), step: int = 0
     ) -> None:
-        """Take back tags, and metrics: MLflow keeps a number for ever, so they become nan."""
+        """Take back tags, and metrics: MLflow keeps a number for ever, so they become nan.
+
+        Parameters
+        ----------
+        tags, metrics : iterable of str
+            Names; a tag that the run does not have is passed over.
+        step : int
+            Of the nan.
+        """
         known = self.client.get_run(self.run_id).data.tags
         for name in tags:
             if name in known:

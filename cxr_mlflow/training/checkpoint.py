@@ -143,6 +143,14 @@ def pack(state: Fit, best: BestWeights, at: Position) -> dict[str, Any]:
 def unpack(content: Mapping[str, Any], state: Fit, best: BestWeights) -> Position:
     """Put a training back to where a checkpoint was taken; return the position.
 
+    Parameters
+    ----------
+    content : mapping
+        Of `pack`.
+    state : Fit
+    best : BestWeights
+        Both are changed in place.
+
     Raises
     ------
     InputError

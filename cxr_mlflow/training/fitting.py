@@ -53,7 +53,17 @@ class Trained:
 def training_set(
     study: Study, config: TrainConfig, mask_mode: str, growth: Growth | None = None
 ) -> RadiographDataset:
-    """Training images with their augmentation."""
+    """Training images with their augmentation.
+
+    Parameters
+    ----------
+    study : Study
+    config : TrainConfig
+        Names the augmentation, and the seed of what it does to each image.
+    mask_mode : str
+    growth : Growth, optional
+        Sides of the images by epoch; whole in every epoch by default.
+    """
     transform = AUGMENTATIONS[config.augment](study.cache.images.shape[-1])
     rows = study.split.rows("train")
     return RadiographDataset(
@@ -104,7 +114,19 @@ def start_fit(
     class_weights: NDArray[np.float64] | None,
     device: torch.device,
 ) -> Fit:
-    """Optimizer, schedule, loss and averaged weights for a network about to be trained."""
+    """Optimizer, schedule, loss and averaged weights for a network about to be trained.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Moved to `device` in place.
+    config : TrainConfig
+    steps : int
+        Of the whole training, all epochs: the schedule ends with them.
+    class_weights : float64 array of shape (C,) or None
+        Of the classes in the loss; None: all weigh the same.
+    device : torch.device
+    """
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False  # scores are float32, as the served model computes
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -146,12 +168,25 @@ def train(
     ----------
     network : nn.Module
         Changed in place; ends on `device` with the best weights, in eval mode.
+    study : Study
+        Trained on its training images, scored on its validation images.
+    config : TrainConfig
+    mask_mode : str
+        What the network sees of the images.
+    device : torch.device
     measure : callable
         Validation scores of logits and labels; must give `f1_macro` and `loss`.
     callbacks : sequence of Callback
         Called after the best weights of the epoch are kept.
     checkpoints : Checkpoints, optional
         Where the training is kept while it goes on; if it holds one, training goes on from there.
+
+    Raises
+    ------
+    FloatingPointError
+        If the training loss is no longer finite.
+    InputError
+        If the checkpoint is of another network.
     """
     classes = study.catalog.classes
     loader = train_loader(study, config, mask_mode=mask_mode, device=device)
@@ -217,6 +252,18 @@ def tables(
 def score_split(
     trained: Trained, study: Study, split: str, *, mask_mode: str, device: torch.device
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Logits (N, C) and labels (N,) of a split, in the order of `study.split.rows`."""
+    """Logits (N, C) and labels (N,) of a split, in the order of `study.split.rows`.
+
+    Parameters
+    ----------
+    trained : Trained
+    study : Study
+    split : str
+        "train", "val" or "test".
+    mask_mode : str
+        That the network was trained with.
+    device : torch.device
+        Where the network is.
+    """
     loader = ordered_loader(study, split, mask_mode=mask_mode, batch_size=128)
     return predict(trained.network, loader, device)

@@ -110,6 +110,21 @@ def fit(
 
     Parameters
     ----------
+    state : Fit
+        Changed in place; its network is on its device.
+    train_loader : DataLoader
+        Batches of images uint8 (B, 1, S, S) and labels int64 (B,), with an `EpochSampler`.
+    val_loader : DataLoader
+        The same, each image once, in order.
+    epochs : int
+    seed : int
+        Each epoch seeds torch with it plus its own number.
+    measure : callable
+        Validation scores of logits (N, C) and labels (N,).
+    num_classes : int
+        C.
+    callbacks : sequence of Callback
+        Asked in this order; training stops if one says so, after all have seen the epoch.
     position : Position, optional
         Where an interrupted training stood, with `state` as it was then; what follows is to the bit
         what would have followed. From the start by default.
@@ -152,7 +167,24 @@ def train_one_epoch(
     callbacks: Sequence[Callback] = (),
     save: Save | None = None,
 ) -> float:
-    """Go through `loader` from where `at` stands to its end; return the mean loss per image."""
+    """Go through `loader` from where `at` stands to its end; return the mean loss per image.
+
+    Parameters
+    ----------
+    state : Fit
+        Changed in place.
+    loader : DataLoader
+        Batches of images uint8 (B, 1, S, S) and labels int64 (B,), with an `EpochSampler`.
+    at : Position
+        Moved on with every step.
+    seed, num_classes, callbacks, save
+        As of `fit`.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is no longer finite.
+    """
     state.network.train()
     if at.loss_sum is None or at.draws is None:
         at.loss_sum = torch.zeros((), device=state.device)
