@@ -29,7 +29,7 @@ def run() -> None:
         with ExitStack() as stack:
             stack.enter_context(stop_raises())
             if os.environ.get("MLFLOW_RUN_ID"):
-                with unbroken():  # what was loaded in part cannot be loaded again to close the run
+                with unbroken():  # until there is something that closes the run
                     from cxr_mlflow.tracking.processes import end_with_parent
 
                     starter = end_with_parent()

@@ -35,7 +35,6 @@ from cxr_mlflow.evaluation.comparison_verdicts import (
     against_baseline,
     also_by_image,
     leader,
-    of_controls,
     verdict,
 )
 from cxr_mlflow.evaluation.control_facts import CONTROL
@@ -156,8 +155,7 @@ class Comparison:
         if self.baseline is None:
             first = self.rows[0].row
             told = {pair.b: pair.distinguishable for pair in self.pairs if pair.a == first}
-            best = [first, *(row for row, differs in told.items() if not differs)]
-            return leader(scores, told) + of_controls(self._controls(), best)
+            return leader(scores, told, self._controls())
         gaps = {pair.a: (pair.difference.value, pair.distinguishable) for pair in self.pairs}
         return against_baseline(scores, self.baseline, gaps)
 

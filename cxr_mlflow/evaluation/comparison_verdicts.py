@@ -88,8 +88,12 @@ def also_by_image(others: Sequence[tuple[str, ByImage]]) -> str:
     return f" Image by image (McNemar) {'; '.join(told)}." if told else ""
 
 
-def leader(scores: Mapping[str, tuple[Interval, int]], told_apart: Mapping[str, bool]) -> str:
-    """Say in one sentence which row leads, and which are not distinguishable from it.
+def leader(
+    scores: Mapping[str, tuple[Interval, int]],
+    told_apart: Mapping[str, bool],
+    controls: Collection[str] = (),
+) -> str:
+    """Say which row leads, which are not distinguishable from it, and if these are controls.
 
     Parameters
     ----------
@@ -97,35 +101,29 @@ def leader(scores: Mapping[str, tuple[Interval, int]], told_apart: Mapping[str, 
         Label -> mean macro F1 and number of seeds; the leading row first.
     told_apart : mapping of str to bool
         Label of each other row -> whether the leading row is distinguishable from it.
-    """
-    first = next(iter(scores))
-    if not told_apart:
-        return _sentence(f"{first} has {_score(*scores[first])}", scores)
-    equal = [row for row, differs in told_apart.items() if not differs]
-    if not equal:
-        end = f"and is better than {_others(list(told_apart))}"
-    elif len(equal) == len(told_apart):
-        end = f"but is not distinguishable from {_others(equal)}"
-    else:
-        end = f"but is not distinguishable from {listed(equal)}"
-    return _sentence(f"{first} leads with {_score(*scores[first])}, {end}", scores)
-
-
-def of_controls(controls: Collection[str], best: Sequence[str]) -> str:
-    """Say what it means if controls are among the best rows; empty if none is.
-
-    Parameters
-    ----------
     controls : collection of str
         Labels of the rows whose models were made to see too little.
-    best : sequence of str
-        Labels of the leading row and of those that are not distinguishable from it.
     """
-    found = [row for row in best if row in controls]
-    if not found:
+    first = next(iter(scores))
+    equal = [row for row, differs in told_apart.items() if not differs]
+    told = f"{first} leads with {_score(*scores[first])}"
+    if not told_apart:
+        told = f"{first} has {_score(*scores[first])}"
+    elif not equal:
+        told += f", and is better than {_others(list(told_apart))}"
+    elif len(equal) == len(told_apart):
+        told += f", but is not distinguishable from {_others(equal)}"
+    else:
+        told += f", but is not distinguishable from {listed(equal)}"
+    return _sentence(told, scores) + _of_controls([r for r in (first, *equal) if r in controls])
+
+
+def _of_controls(best: Sequence[str]) -> str:
+    """Say what it means that these controls are as good as the best row; empty if there is none."""
+    if not best:
         return ""
-    what = "is a control" if len(found) == 1 else "are controls"
-    return f" {listed(found)} {what}, made to see too little: no score here shows a lung was read."
+    what = "is a control" if len(best) == 1 else "are controls"
+    return f" {listed(best)} {what}, made to see too little: no score here shows a lung was read."
 
 
 def against_baseline(
